@@ -1,0 +1,219 @@
+"""Load a base model for sequence classification and freeze it.
+
+What is loaded is ready to train beside: every parameter frozen, `train()` mode (in `eval()` mode
+transformers skips activation checkpointing without a word) with every dropout probability 0, and a
+pad token. Weights come from safetensors alone; a pickle is never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rankwise.base.shapes import head_modules
+from rankwise.base.source import explain, load_config, locate
+from rankwise.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen model and what the rest of the house must know of it.
+
+    `trained_modules` are the modules trained in full beside every adapter: the classification head,
+    and whatever else the checkpoint did not contain (`fresh_modules`, a BERT pooler for example).
+    `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
+    """
+
+    name: str
+    revision: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: Literal["float32", "bfloat16"]
+    trained_modules: tuple[str, ...]
+    fresh_modules: frozenset[str]
+
+    @property
+    def bytes(self) -> int:
+        """Storage of the weights as loaded."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
+
+def pick_device(choice: str) -> torch.device:
+    """`auto` is the first of CUDA, MPS and the CPU that this machine has."""
+    if choice == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(choice)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {choice!r} is not usable here; try cpu or auto") from error
+    return device
+
+
+def pick_dtype(choice: DtypeChoice, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """`auto` is bfloat16 where the hardware multiplies in it, float32 elsewhere."""
+    if choice != "auto":
+        return choice
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    else:
+        native = False
+    return "bfloat16" if native else "float32"
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer with a pad token; without one of its own the end-of-text token pads."""
+    located = locate(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(located, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(explain(name, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no pad, end-of-text or unknown token to pad batches with")
+    return tokenizer
+
+
+def load_base(
+    name: str | Path,
+    *,
+    num_labels: int,
+    dtype: DtypeChoice = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> BaseModel:
+    """Load, freeze and describe a base model.
+
+    Raises `UserError` where the model is missing, has no weights, or its checkpoint belongs to
+    another architecture.
+    """
+    located = locate(name)
+    chosen_device = pick_device(device)
+    chosen_dtype = pick_dtype(dtype, chosen_device)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    config.num_labels = num_labels
+    config.use_cache = False
+    config.pad_token_id = tokenizer.pad_token_id
+    if Path(located).is_dir() and not any(Path(located).glob("*.safetensors")):
+        pickled = any(Path(located).glob("*.bin"))
+        what = "only pickled weights, which can run code: convert them to safetensors" if pickled else "no weights"
+        raise UserError(f"model directory {located} has {what} (model.safetensors is needed)")
+    try:
+        with _quiet():
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                located,
+                config=config,
+                dtype=DTYPES[chosen_dtype],
+                # The CPU's flash kernel spends a third of a training step in its backward.
+                attn_implementation="eager" if chosen_device.type == "cpu" else None,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(explain(name, error)) from error
+    missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    fresh = frozenset(key.rsplit(".", 1)[0] for key in missing)
+    _check_checkpoint(name, fresh)
+    model.requires_grad_(False)
+    _remove_dropout(model)
+    model.to(chosen_device)
+    model.train()
+    return BaseModel(
+        name=str(name),
+        revision=getattr(model.config, "_commit_hash", None) or _weights_hash(Path(located)),
+        model=model,
+        tokenizer=tokenizer,
+        device=chosen_device,
+        dtype=chosen_dtype,
+        trained_modules=_trained_modules(model, fresh),
+        fresh_modules=fresh,
+    )
+
+
+def position_limit(base: BaseModel) -> int | None:
+    """The longest sequence the model has positions for; None where nothing limits it."""
+    limits = [getattr(base.model.config, "max_position_embeddings", None), base.tokenizer.model_max_length]
+    known = [limit for limit in limits if limit is not None and 0 < limit < 10**9]
+    return min(known) if known else None
+
+
+def _trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str, ...]:
+    heads = head_modules(model)
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+        and (name in fresh or any(name == head or name.startswith(f"{head}.") for head in heads))
+    )
+
+
+def _check_checkpoint(name: str | Path, fresh: frozenset[str]) -> None:
+    inside = sorted(module for module in fresh if re.search(r"\.\d+\.", module))
+    if inside:
+        raise UserError(
+            f"the weights of {name} lack {len(inside)} modules of its layers ({inside[0]} …): "
+            "the checkpoint belongs to another architecture than its config.json"
+        )
+
+
+def _remove_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Attention functions read plain attributes such as `attention_dropout`.
+        for attribute, value in vars(module).items():
+            if "dropout" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
+    for attribute, value in vars(model.config).items():
+        if ("dropout" in attribute or "pdrop" in attribute) and isinstance(value, float):
+            setattr(model.config, attribute, 0.0)
+
+
+def _weights_hash(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and its report of new heads off the terminal."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,199 @@
+"""Put a pack's adapters on a base model, take them off again, and slice out one trial.
+
+Everything a trial trains (each A and B, each head) lies in one float32 row, and the rows of
+equal-rank trials lie in one matrix. A layer's parameters are views into it. So a trial's gradient
+norm is the norm of a row, an optimiser has one parameter a trial, a checkpoint is a few
+matrices, and a trial's memory is countable by eye.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from rankwise.base.load import BaseModel
+from rankwise.base.shapes import LinearLayer
+from rankwise.errors import UserError
+from rankwise.lora.packed import PackedLinear, PackedLora, RankGroup, generator_for, initial_a
+from rankwise.records import Trial
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where one tensor lies in a trial's row."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class PackGroup:
+    """The storage of one rank group: a row a trial."""
+
+    group: RankGroup
+    sections: tuple[Section, ...]
+    values: Float32[Tensor, "trials params"]
+    grads: Float32[Tensor, "trials params"]
+
+    def has(self, name: str) -> bool:
+        return any(section.name == name for section in self.sections)
+
+    def views(self, name: str) -> nn.Parameter:
+        """One tensor of every trial, (trials, *shape): a parameter whose gradient lands in `grads`."""
+        section = next(section for section in self.sections if section.name == name)
+        columns = slice(section.offset, section.offset + section.numel)
+        shape = (len(self.values), *section.shape)
+        parameter = nn.Parameter(self.values[:, columns].view(shape))
+        parameter.grad = self.grads[:, columns].view(shape)
+        return parameter
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials attached to one base model. `trials` are ordered by rank: that is the order of every trial axis."""
+
+    base: BaseModel
+    trials: tuple[Trial, ...]
+    groups: tuple[PackGroup, ...]
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """Each trial's parameters as one vector."""
+        return [row for group in self.groups for row in group.values]
+
+    @property
+    def grad_rows(self) -> list[Tensor]:
+        """Each trial's gradient as one vector."""
+        return [row for group in self.groups for row in group.grads]
+
+    def state(self, index: int) -> State:
+        """A copy on the CPU of what one trial trains, by PEFT's parameter names."""
+        group, row = self._row(index)
+        return {
+            section.name: row[section.offset : section.offset + section.numel].view(section.shape).cpu().clone()
+            for section in group.sections
+        }
+
+    def load(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Overwrite one trial with a state of the same names and shapes."""
+        group, row = self._row(index)
+        if set(state) != {section.name for section in group.sections}:
+            raise ValueError("the state's tensors are not those of this trial")
+        for section in group.sections:
+            row[section.offset : section.offset + section.numel] = state[section.name].reshape(-1).to(row)
+
+    def _row(self, index: int) -> tuple[PackGroup, Tensor]:
+        for group in self.groups:
+            if group.group.start <= index < group.group.stop:
+                return group, group.values[index - group.group.start]
+        raise IndexError(index)
+
+
+@contextmanager
+def attached(base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer]) -> Iterator[Pack]:
+    """The base model with freshly initialised adapters of `trials` on its target layers, for the `with` block.
+
+    Inside, the model takes a batch that is repeated once a trial, trial-major, and returns logits
+    likewise. Afterwards it is the base model again.
+    """
+    ordered = tuple(sorted(trials, key=lambda trial: trial.rank))
+    groups = tuple(_allocate(base, ordered, targets))
+    pack = Pack(base, ordered, groups)
+    for index, trial in enumerate(ordered):
+        pack.load(index, initial_state(base, trial, targets))
+    rank_groups = tuple(group.group for group in groups)
+    originals: dict[str, nn.Module] = {}
+    try:
+        for target in targets:
+            factors = [
+                factor
+                for group in groups
+                for factor in (group.views(f"{target.name}.lora_A.weight"), group.views(f"{target.name}.lora_B.weight"))
+            ]
+            original = base.model.get_submodule(target.name)
+            _swap(base, originals, target.name, PackedLora(original, rank_groups, factors))
+        for name in base.trained_modules:
+            keys = [f"{name}.{key}" for key in ("weight", "bias")]
+            weights, biases = ([group.views(key) for group in groups if group.has(key)] for key in keys)
+            _swap(base, originals, name, PackedLinear(rank_groups, weights, biases))
+        yield pack
+    finally:
+        for name, original in originals.items():
+            base.model.set_submodule(name, original)
+
+
+def initial_state(base: BaseModel, trial: Trial, targets: Sequence[LinearLayer]) -> State:
+    """What a trial starts from: nested A, B = 0, and the seed's heads."""
+    state: State = {}
+    for target in targets:
+        state[f"{target.name}.lora_A.weight"] = initial_a(trial.seed, target.name, trial.rank, target.d_in)
+        state[f"{target.name}.lora_B.weight"] = torch.zeros(target.d_out, trial.rank)
+    return state | initial_heads(base, trial.seed)
+
+
+def initial_heads(base: BaseModel, seed: int) -> State:
+    """The modules trained in full: the checkpoint's values, or the architecture's own initialisation by the seed."""
+    state: State = {}
+    for name in base.trained_modules:
+        original = base.model.get_submodule(name)
+        if not isinstance(original, nn.Linear):
+            raise UserError(
+                f"the checkpoint of {base.name} lacks {name}, a {type(original).__name__}: "
+                "only linear heads can be trained beside an adapter"
+            )
+        module = nn.Linear(original.in_features, original.out_features, bias=original.bias is not None)
+        if name in base.fresh_modules:
+            # The architecture draws from torch's global generator, which is put back afterwards.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator_for(seed, name).initial_seed())
+                base.model._init_weights(module)
+        else:
+            module.load_state_dict({key: value.float().cpu() for key, value in original.state_dict().items()})
+        state |= {f"{name}.{key}": value.detach() for key, value in module.state_dict().items()}
+    return state
+
+
+def _allocate(base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer]) -> Iterator[PackGroup]:
+    start = 0
+    for rank, members in groupby(trials, key=lambda trial: trial.rank):
+        same = list(members)
+        sections = tuple(_sections(base, rank, targets))
+        width = sections[-1].offset + sections[-1].numel
+        values = torch.zeros(len(same), width, device=base.device)
+        scaling = torch.tensor([trial.scaling for trial in same], dtype=torch.float32, device=base.device)
+        group = RankGroup(start, start + len(same), rank, scaling.view(-1, 1, 1))
+        yield PackGroup(group, sections, values, torch.zeros_like(values))
+        start += len(same)
+
+
+def _sections(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Iterator[Section]:
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for target in targets:
+        shapes.append((f"{target.name}.lora_A.weight", (rank, target.d_in)))
+        shapes.append((f"{target.name}.lora_B.weight", (target.d_out, rank)))
+    for name in base.trained_modules:
+        for key, parameter in base.model.get_submodule(name).named_parameters(recurse=False):
+            shapes.append((f"{name}.{key}", tuple(parameter.shape)))
+    offset = 0
+    for name, shape in shapes:
+        section = Section(name, offset, shape)
+        yield section
+        offset += section.numel
+
+
+def _swap(base: BaseModel, originals: dict[str, nn.Module], name: str, replacement: nn.Module) -> None:
+    originals[name] = base.model.get_submodule(name)
+    base.model.set_submodule(name, replacement)

@@ -1,0 +1,157 @@
+"""One frozen linear layer under K adapters of any ranks: the packed LoRA layer.
+
+A pack's activations carry the trials along the batch axis, trial-major: rows `k·M … (k+1)·M` belong
+to trial k. The frozen product is then one matrix product for all trials. The adapters' products
+run per *rank group*: neighbouring trials of equal rank are one batched product, so that no trial is
+padded to another's rank (padding to the largest costs more than packing saves).
+
+Nothing here mixes trials: row block k of the output depends on row block k of the input and on
+trial k's A and B alone. That is what isolates a diverged trial from the others.
+
+A and B are float32; products run in the dtype of the activations. The scaling is folded into the
+small cast of A, so it costs no pass over the activations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """Neighbouring trials of equal rank; `scaling` has shape (trials, 1, 1)."""
+
+    start: int
+    stop: int
+    rank: int
+    scaling: Float32[Tensor, "trials 1 1"]
+
+
+def initial_a(seed: int, name: str, rank: int, d_in: int) -> Float32[Tensor, "rank d_in"]:
+    """A's initial rows for one module: Kaiming-uniform with a = sqrt(5), the bound is 1/sqrt(d_in).
+
+    The same distribution as PEFT's default. Rows are drawn one after another from a CPU generator
+    seeded by (seed, name), so rank r has the first r rows of any larger rank.
+    """
+    bound = 1 / math.sqrt(d_in)
+    return torch.empty(rank, d_in).uniform_(-bound, bound, generator=generator_for(seed, name))
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on (seed, name) alone, whatever the platform."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+class _PackedLoraFunction(torch.autograd.Function):
+    """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ for every trial, saving x once and the rank-sized products.
+
+    Written out by hand because autograd would keep the base output and the adapter's output apart and
+    add them in a further pass, in the forward and in the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "rows d_in"],
+        weight: Float[Tensor, "d_out d_in"],
+        bias: Float[Tensor, " d_out"] | None,
+        groups: Sequence[RankGroup],
+        *factors: Float32[Tensor, "trials _ _"],
+    ) -> Float[Tensor, "rows d_out"]:
+        trials = groups[-1].stop
+        y = functional.linear(x, weight, bias)
+        x_by_trial, y_by_trial = x.view(trials, -1, x.shape[-1]), y.view(trials, -1, y.shape[-1])
+        hidden = []
+        for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
+            part = slice(group.start, group.stop)
+            h = torch.bmm(x_by_trial[part], (a * group.scaling).to(x.dtype).transpose(1, 2))
+            y_by_trial[part].baddbmm_(h, b.to(x.dtype).transpose(1, 2))
+            hidden.append(h)
+        ctx.groups = groups
+        ctx.save_for_backward(x, weight, *hidden, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_y,) = grads
+        groups: Sequence[RankGroup] = ctx.groups
+        x, weight, *rest = ctx.saved_tensors
+        hidden, factors = rest[: len(groups)], rest[len(groups) :]
+        trials = groups[-1].stop
+        grad_y = grad_y.contiguous()
+        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+        x_by_trial, dy_by_trial = x.view(trials, -1, x.shape[-1]), grad_y.view(trials, -1, grad_y.shape[-1])
+        grad_factors: list[Tensor] = []
+        for group, h, a, b in zip(groups, hidden, factors[::2], factors[1::2], strict=True):
+            part = slice(group.start, group.stop)
+            grad_h = torch.bmm(dy_by_trial[part], b.to(x.dtype))
+            if grad_x is not None:
+                grad_x.view(x_by_trial.shape)[part].baddbmm_(grad_h, (a * group.scaling).to(x.dtype))
+            grad_factors.append(torch.bmm(grad_h.transpose(1, 2), x_by_trial[part]).float() * group.scaling)
+            grad_factors.append(torch.bmm(dy_by_trial[part].transpose(1, 2), h).float())
+        return grad_x, None, None, None, *grad_factors
+
+
+class PackedLora(nn.Module):
+    """A frozen linear layer (nn.Linear or transformers' Conv1D) with a pack's adapters on it.
+
+    `factors` holds A (trials, rank, d_in) and B (trials, d_out, rank) of each rank group in turn.
+    """
+
+    def __init__(self, base: nn.Module, groups: Sequence[RankGroup], factors: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.base = base
+        self.groups = groups
+        self.factors = nn.ParameterList(factors)
+        self._transposed = not isinstance(base, nn.Linear)
+
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The frozen weight, as nn.Linear stores it."""
+        weight = cast(Tensor, self.base.weight)
+        return weight.t() if self._transposed else weight
+
+    @property
+    def bias(self) -> Float[Tensor, " d_out"] | None:
+        return cast("Tensor | None", self.base.bias)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        flat = x.reshape(-1, x.shape[-1])
+        y = cast(Tensor, _PackedLoraFunction.apply(flat, self.weight, self.bias, self.groups, *self.factors))
+        return y.view(*x.shape[:-1], -1)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer trained in full, one copy a trial: PEFT's `modules_to_save`. Computes in float32.
+
+    `weights` holds (trials, d_out, d_in) of each rank group in turn, `biases` likewise (trials, d_out)
+    or nothing.
+    """
+
+    def __init__(
+        self, groups: Sequence[RankGroup], weights: Sequence[nn.Parameter], biases: Sequence[nn.Parameter]
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(biases)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float32[Tensor, "*batch d_out"]:
+        by_trial = x.reshape(self.groups[-1].stop, -1, x.shape[-1]).float()
+        parts = [
+            torch.bmm(by_trial[group.start : group.stop], weight.transpose(1, 2))
+            for group, weight in zip(self.groups, self.weights, strict=True)
+        ]
+        if len(self.biases):
+            parts = [part + bias.unsqueeze(1) for part, bias in zip(parts, self.biases, strict=True)]
+        return torch.cat(parts).view(*x.shape[:-1], -1)

@@ -1,0 +1,155 @@
+"""Frozen records that cross every border of the house; no torch, no logic beyond arithmetic.
+
+Bytes are integers. Losses are natural-log likelihoods (nats) per example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One adapter's training."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    learning_rate: float
+    seed: int
+
+    @property
+    def scaling(self) -> float:
+        """What multiplies B·A: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
+
+        Sources: Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732.
+        """
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+    @property
+    def id(self) -> str:
+        """A name that is unique within a run and safe as a file name."""
+        rule = "-rs" if self.use_rslora else ""
+        return f"r{self.rank}-a{self.alpha:g}{rule}-lr{self.learning_rate:g}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trial's validation scores at one step."""
+
+    step: int
+    nll: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one trained trial leaves behind.
+
+    `train_nll` holds the mean loss of each optimiser step, before its update.
+    """
+
+    trial: Trial
+    status: Literal["trained", "diverged"]
+    train_nll: tuple[float, ...]
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def validation_nll(self) -> float:
+        """The last validation loss; infinite for a diverged trial, so that no rate is chosen for it."""
+        return float("inf") if self.status == "diverged" else self.evaluations[-1].nll
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Trainable parameters: the adapters' own, and those of modules trained in full."""
+
+    adapters: int
+    heads: int
+
+    @property
+    def total(self) -> int:
+        return self.adapters + self.heads
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided confidence limits; None where the data allow no limits."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class RankExperiment:
+    """One rank's row of a comparison, at the learning rate chosen on validation.
+
+    `accuracy` and `nll` are means over seeds and test examples; the limits are 95 %, over seeds and
+    examples both, and None with fewer than two seeds. `training_time_seconds` is what training this
+    rank alone takes: the median time of its step, times the steps. `peak_memory_bytes` is the peak of
+    such a step with the base model in memory, None where the device has no counter.
+    """
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    learning_rate: float
+    trainable_params: int
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    nll: float
+    training_time_seconds: float
+    peak_memory_bytes: int | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Rank 0: the frozen base model with its head fitted to convergence."""
+
+    accuracy: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class RankComparison:
+    """A finished comparison: one experiment a rank, in the order of ranks, beside rank 0.
+
+    `adapter` is a PEFT directory: of all chosen trials the one with the lowest validation loss.
+    """
+
+    run: Path
+    model: str
+    task: str
+    experiments: tuple[RankExperiment, ...]
+    baseline: Baseline
+    wall_seconds: float
+    adapter: Path
+    notes: tuple[str, ...] = ()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The experiments, a row each."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(experiment) for experiment in self.experiments])
+
+    def to_dict(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return {
+            "run": str(self.run),
+            "model": self.model,
+            "task": self.task,
+            "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
+            "baseline": dataclasses.asdict(self.baseline),
+            "wall_seconds": self.wall_seconds,
+            "adapter": str(self.adapter),
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,184 @@
+"""A classification task from the user's own data.
+
+What makes a comparison of ranks dishonest without a word is settled here: a label that one split
+spells otherwise, a class that only the test split has, and test texts that were trained on, which
+reward whatever rank memorises best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt64
+
+from rankwise.errors import UserError
+from rankwise.tasks.examples import Examples, build_task, stratified_split
+from rankwise.tasks.files import quoted
+from rankwise.tasks.source import Rows, Source, SplitName, read_splits
+from rankwise.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEST_SHARE = 0.2  # of the train rows, where no test data is given
+VALIDATION_SHARE = 0.15  # of the train rows that are left, where no validation data is given
+
+_INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
+
+
+def load_classification(
+    *,
+    train: Source,
+    validation: Source | None,
+    test: Source | None,
+    text: str,
+    text_pair: str | None,
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    keep_leaked: bool = False,
+    split_seed: int = 0,
+    name: str = "classification",
+) -> Task:
+    """Read, split and tokenise labelled texts, or pairs of texts.
+
+    A split that is not given is cut from train: stratified by label, the same for the same seed. Test
+    examples whose text (both texts of a pair) also occurs in train or validation are removed unless
+    `keep_leaked`, and validation examples that occur in train likewise; case, white space and Unicode
+    compatibility forms make no difference. Labels that are all integers are ordered by value (1.0
+    counts as 1), others alphabetically, unless the source declares an order. `max_length` counts tokens.
+
+    Raises `UserError` (one line) for data that cannot be used as it is.
+    """
+    columns = [column for column in (text, text_pair, label) if column is not None]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"text, text pair and label must be different columns, not {quoted(columns)}")
+    rows = read_splits(train, validation, test, columns)
+    classes = _Classes.of(rows["train"], label)
+    splits = {split: _examples(of, classes, text=text, text_pair=text_pair, label=label) for split, of in rows.items()}
+    splits, cut_notes = _cut_missing(splits, classes, rows["train"].origin, split_seed)
+    splits, leak_notes = _drop_leaked(splits, keep=keep_leaked)
+    return build_task(
+        name, classes.names, splits, tokenizer=tokenizer, max_length=max_length, notes=[*cut_notes, *leak_notes]
+    )
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """The classes of the train split, in order; `integers` where 1.0 is another spelling of 1."""
+
+    names: tuple[str, ...]
+    integers: bool
+    origin: str
+
+    @classmethod
+    def of(cls, train: Rows, label: str) -> _Classes:
+        found = {value.strip() for value in train.columns[label]}
+        integers = all(_INTEGER.fullmatch(value) for value in found)
+        if label in train.class_names:
+            names = [value for value in train.class_names[label] if value.strip() in found]
+        elif integers:
+            names = sorted({_without_fraction(value) for value in found}, key=lambda value: (int(value), value))
+        else:
+            names = sorted(found)
+        if len(names) < 2:
+            raise UserError(
+                f"{train.origin}: every label in column {label!r} is {names[0]!r}; at least two classes are needed"
+            )
+        return cls(tuple(names), integers, train.origin)
+
+    def indices(self, rows: Rows, label: str) -> np.ndarray:
+        """Class numbers of the rows."""
+        number = {name.strip(): index for index, name in enumerate(self.names)}
+        values = [value.strip() for value in rows.columns[label]]
+        if self.integers:
+            values = [_without_fraction(value) for value in values]
+        unseen = sorted(set(values) - number.keys())
+        if unseen:
+            raise UserError(
+                f"{rows.origin}: column {label!r} has labels that {self.origin} has not: {quoted(unseen)}; "
+                f"labels there are {quoted(self.names)}"
+            )
+        return np.array([number[value] for value in values], dtype=np.int64)
+
+
+def _without_fraction(value: str) -> str:
+    return value.partition(".")[0] if _INTEGER.fullmatch(value) else value
+
+
+def _examples(rows: Rows, classes: _Classes, *, text: str, text_pair: str | None, label: str) -> Examples:
+    labels = classes.indices(rows, label)
+    return Examples(
+        ids=np.arange(len(labels), dtype=np.int64),
+        texts=rows.columns[text],
+        pairs=None if text_pair is None else rows.columns[text_pair],
+        labels=labels,
+    )
+
+
+def _cut_missing(
+    splits: dict[SplitName, Examples], classes: _Classes, origin: str, seed: int
+) -> tuple[dict[SplitName, Examples], list[str]]:
+    """Cut test, then validation, from train where they are missing."""
+    shares: dict[SplitName, float] = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
+    missing = [split for split in shares if split not in splits]
+    train = splits["train"]
+    counts = np.bincount(train.labels, minlength=len(classes.names))
+    scarce = [name for name, count in zip(classes.names, counts, strict=True) if count <= len(missing)]
+    if missing and scarce:
+        raise UserError(
+            f"{origin}: fewer than {len(missing) + 1} examples of label {quoted(scarce)}, too few to cut "
+            f"{' and '.join(missing)} from; give {' and '.join(missing)} data, or more examples"
+        )
+    splits, notes = dict(splits), []
+    for split in missing:
+        kept, held_out = stratified_split(splits["train"].labels, shares[split], seed)
+        splits[split] = splits["train"].take(held_out)
+        splits["train"] = splits["train"].take(kept)
+        notes.append(
+            f"{split}: {len(held_out):,} of {len(train):,} train examples set aside (stratified by label, seed {seed})"
+        )
+    return splits, notes
+
+
+def _drop_leaked(splits: dict[SplitName, Examples], *, keep: bool) -> tuple[dict[SplitName, Examples], list[str]]:
+    """Remove from validation what occurs in train, from test what occurs in either."""
+    prints = {split: _fingerprints(examples) for split, examples in splits.items()}
+    earlier: dict[SplitName, list[SplitName]] = {"validation": ["train"], "test": ["train", "validation"]}
+    splits, notes = dict(splits), []
+    for split, others in earlier.items():
+        leaked = np.isin(prints[split], np.concatenate([prints[other] for other in others]))
+        count, total, where = int(leaked.sum()), len(leaked), " or ".join(others)
+        if count == 0:
+            continue
+        found = f"{count:,} of {total:,} {split} examples also occur in {where}"
+        if keep:
+            notes.append(f"{found}; they were kept, and reward memory")
+        elif count == total:
+            raise UserError(f"all {total:,} {split} examples also occur in {where}; give other {split} data")
+        else:
+            notes.append(f"{found}; they were removed from {split}")
+            splits[split] = splits[split].take(np.flatnonzero(~leaked))
+    return splits, notes
+
+
+def _fingerprints(examples: Examples) -> UInt64[np.ndarray, " examples"]:
+    """64-bit hashes that agree for texts alike up to case, white space and compatibility forms.
+
+    Among a million examples two different ones share a hash with a probability of 3e-8.
+    """
+    pairs = [""] * len(examples) if examples.pairs is None else examples.pairs
+    digests = (
+        hashlib.blake2b(f"{_plain(text)}\n{_plain(pair)}".encode(), digest_size=8).digest()
+        for text, pair in zip(examples.texts, pairs, strict=True)
+    )
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

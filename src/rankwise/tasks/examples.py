@@ -1,0 +1,167 @@
+"""Examples as text, and their way into a `Task`.
+
+Splits are decided on text and labels alone, before anything is tokenised, so that a capped or a
+leaking example costs no tokenising.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from rankwise.errors import UserError
+from rankwise.tasks.task import Ragged, Split, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 4096  # examples tokenised at once: bounds the Python lists, keeps every core of a fast tokenizer busy
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one split before tokenising; `ids`, `labels` and `groups` as in `Split`."""
+
+    ids: Int[np.ndarray, " examples"]
+    texts: list[str]
+    pairs: list[str] | None
+    labels: Int[np.ndarray, " examples"]
+    groups: Int[np.ndarray, " examples"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Int[np.ndarray, " rows"]) -> Examples:
+        return Examples(
+            ids=self.ids[rows],
+            texts=[self.texts[row] for row in rows],
+            pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
+            labels=self.labels[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
+
+
+def stratified_split(
+    labels: Shaped[np.ndarray, " rows"],
+    share: float,
+    seed: int,
+    groups: Shaped[np.ndarray, " rows"] | None = None,
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
+    """Row numbers of two disjoint parts, ascending, the second with about `share` of each label.
+
+    Without groups each label's part is within one example of its share, and a label with two examples
+    or more is on both sides. With groups every group is on one side; groups come in random order and
+    each is held out where that brings the held-out label counts nearer to their shares, so with a
+    single label the part is within half the largest group of its share.
+
+    >>> kept, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
+    >>> len(kept), len(held_out)
+    (3, 3)
+    """
+    generator = np.random.default_rng(seed)
+    _, classes = np.unique(labels, return_inverse=True)
+    held_out = np.zeros(len(classes), dtype=bool)
+    if groups is None:
+        for label in range(classes.max() + 1):
+            members = generator.permutation(np.flatnonzero(classes == label))
+            held_out[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
+    else:
+        _, group_of_row = np.unique(groups, return_inverse=True)
+        counts = np.zeros((group_of_row.max() + 1, classes.max() + 1))
+        np.add.at(counts, (group_of_row, classes), 1)
+        lacking = share * counts.sum(axis=0)
+        chosen = np.zeros(len(counts), dtype=bool)
+        for group in generator.permutation(len(counts)):
+            remaining = lacking - counts[group]
+            if remaining @ remaining < lacking @ lacking:
+                chosen[group], lacking = True, remaining
+        held_out = chosen[group_of_row]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def build_task(
+    name: str,
+    labels: tuple[str, ...],
+    splits: Mapping[Literal["train", "validation", "test"], Examples],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    notes: Sequence[str],
+) -> Task:
+    """Tokenise three splits, cut to `max_length` tokens (special tokens included), as one task.
+
+    A pair loses tokens from whichever text is longer. Raises `UserError` where `max_length` leaves no
+    room for text, where an example has no token, and where the tokenizer cannot pad.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=splits["train"].pairs is not None)
+    # Below this, fast tokenizers cut nothing at all, without a word.
+    if max_length <= special:
+        raise UserError(f"max_length {max_length} leaves no room for text: {special} tokens are special; raise it")
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad token; set tokenizer.pad_token")
+    tokenised = {split: _tokenise(tokenizer, examples, max_length) for split, examples in splits.items()}
+    cut = sum(count for _, count in tokenised.values())
+    total = sum(len(examples) for examples in splits.values())
+    empty = sum(int((split.input_ids.lengths == 0).sum()) for split, _ in tokenised.values())
+    if empty:
+        raise UserError(f"{empty:,} of {total:,} examples have no token: the tokenizer knows none of their characters")
+    if cut:
+        notes = [*notes, f"{cut:,} of {total:,} examples are longer than {max_length} tokens and were cut"]
+    return Task(
+        name=name,
+        labels=labels,
+        train=tokenised["train"][0],
+        validation=tokenised["validation"][0],
+        test=tokenised["test"][0],
+        pad_token_id=tokenizer.pad_token_id,
+        notes=tuple(notes),
+    )
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> tuple[Split, int]:
+    """The tokenised split, and how many of its examples were cut."""
+    input_ids, token_types, cut = [], [], 0
+    for start in range(0, len(examples), _CHUNK):
+        texts = examples.texts[start : start + _CHUNK]
+        pairs = None if examples.pairs is None else examples.pairs[start : start + _CHUNK]
+        # One token more than allowed tells what has to be cut, for every kind of tokenizer; asking a
+        # fast one what it cut off takes three times as long as tokenising.
+        ids, types = _encode(tokenizer, texts, pairs, max_length + 1)
+        long = [row for row, tokens in enumerate(ids) if len(tokens) > max_length]
+        if long:
+            long_pairs = None if pairs is None else [pairs[row] for row in long]
+            cut_ids, cut_types = _encode(tokenizer, [texts[row] for row in long], long_pairs, max_length)
+            for position, row in enumerate(long):
+                ids[row] = cut_ids[position]
+                if types is not None and cut_types is not None:
+                    types[row] = cut_types[position]
+        cut += len(long)
+        input_ids.append(Ragged.from_rows(ids))
+        if types is not None:
+            token_types.append(Ragged.from_rows(types))
+    split = Split(
+        example_ids=examples.ids,
+        input_ids=_joined(input_ids),
+        token_type_ids=_joined(token_types) if token_types else None,
+        labels=examples.labels,
+        groups=examples.groups,
+    )
+    return split, cut
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, max_length: int
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    encoded = tokenizer(
+        texts, pairs, truncation="longest_first", max_length=max_length, return_attention_mask=False, verbose=False
+    )
+    return encoded["input_ids"], encoded.get("token_type_ids")
+
+
+def _joined(parts: list[Ragged]) -> Ragged:
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Ragged(np.concatenate([part.flat for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))

@@ -1,0 +1,215 @@
+"""Where examples come from: a data file, a pandas DataFrame, a `datasets.Dataset`, or the name of a data set.
+
+Whatever the source, what comes out is text. A text column is never guessed at (see `files`), numbers and
+booleans appear as JSON writes them, and a value that is missing or blank is the user's to repair: an
+example without text would train on padding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from rankwise.errors import UserError
+from rankwise.tasks.files import READERS, Table, name_classes, one_line, quoted, read_file, require_columns
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+Source: TypeAlias = "str | Path | pd.DataFrame | datasets.Dataset"
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of text, all of one length, none missing or blank.
+
+    `class_names` holds, for columns whose source declares its classes, their names in order.
+    """
+
+    origin: str
+    columns: dict[str, list[str]]
+    class_names: dict[str, tuple[str, ...]]
+
+
+def read_rows(source: Source, columns: Sequence[str], *, split: SplitName) -> Rows:
+    """Read the named columns of one source as text.
+
+    `split` is the part that is taken of a data set with several, and what messages call data without a
+    name. Raises `UserError` (one line: file, column, line) for whatever cannot be used as it is.
+
+    >>> import pandas as pd
+    >>> read_rows(pd.DataFrame({"text": ["NA", 12, True]}), ["text"], split="train").columns
+    {'text': ['NA', '12', 'true']}
+    """
+    if _names_data_set(source):
+        return _checked(_part(_load_named(str(source), columns), split, columns, name=str(source)))
+    return _checked(_read(source, columns, split))
+
+
+def read_splits(
+    train: Source, validation: Source | None, test: Source | None, columns: Sequence[str]
+) -> dict[SplitName, Rows]:
+    """Read what there is of the three splits.
+
+    Where only `train` is given and names a data set, that data set's own validation and test splits are
+    taken too; one whose classes are all hidden (-1, as benchmarks publish their test sets) is left out.
+    """
+    given: dict[SplitName, Source | None] = {"train": train, "validation": validation, "test": test}
+    if validation is not None or test is not None or not _names_data_set(train):
+        return {split: read_rows(source, columns, split=split) for split, source in given.items() if source is not None}
+    parts = _load_named(str(train), columns)
+    tables = {
+        split: _part(parts, split, columns, name=str(train))
+        for split in given
+        if split == "train" or ("train" in parts and split in parts)
+    }
+    return {split: _checked(table) for split, table in tables.items() if split == "train" or not _hidden(table)}
+
+
+def _names_data_set(source: Source) -> bool:
+    if not isinstance(source, str | Path):
+        return False
+    path = Path(source)
+    if path.exists() or isinstance(source, Path):
+        return path.is_dir()
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    return not is_path and path.suffix.lower() not in READERS
+
+
+def _load_named(name: str, columns: Sequence[str]) -> datasets.DatasetDict:
+    """All splits of a hub data set or a local directory, its CSV files read as text."""
+    import datasets
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is said again in our one line
+    try:
+        builder = datasets.load_dataset_builder(name)
+        as_text: dict[str, Any] = {}
+        if isinstance(builder.config, CsvConfig):
+            as_text = {"keep_default_na": False, "na_filter": False}
+            if builder.config.features is None:
+                as_text["converters"] = dict.fromkeys(columns, str)
+        return datasets.load_dataset(name, **as_text)
+    # Loading runs through a hub client, file systems and parsers, each with errors of its own.
+    except Exception as error:
+        what = (
+            f"directory {name}" if Path(name).is_dir() else f"{name}: no such file or directory, and as a data set it"
+        )
+        reason = one_line(error.__cause__ or error)
+        raise UserError(f"{what} could not be loaded: {reason}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def _part(parts: datasets.DatasetDict, split: SplitName, columns: Sequence[str], *, name: str) -> Table:
+    if split not in parts and len(parts) > 1:
+        raise UserError(
+            f"data set {name} has no {split} split, only {quoted(parts)}; pass the one you mean as a Dataset"
+        )
+    chosen = split if split in parts else next(iter(parts))
+    return _from_dataset(parts[chosen], columns, f"{name} ({chosen} split)")
+
+
+def _hidden(table: Table) -> bool:
+    return any(all(value is None for value in table.columns[column]) for column in table.class_names)
+
+
+def _read(source: Source, columns: Sequence[str], split: SplitName) -> Table:
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        return read_file(path, columns)
+
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return _from_frame(source, columns, f"{split} DataFrame")
+
+    import datasets
+
+    if isinstance(source, datasets.Dataset):
+        return _from_dataset(source, columns, f"{split} Dataset")
+    raise UserError(
+        f"{split}: cannot read a {type(source).__name__}; "
+        "give a file, a data set's name, a pandas DataFrame or a datasets.Dataset"
+    )
+
+
+def _from_frame(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> Table:
+    frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
+    require_columns(origin, list(frame.columns), columns)
+    # pandas has four spellings of a missing value; only `isna` knows them all.
+    values = {column: frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in columns}
+    return Table(origin, values)
+
+
+def _from_dataset(dataset: datasets.Dataset, columns: Sequence[str], origin: str) -> Table:
+    require_columns(origin, dataset.column_names, columns)
+    plain = dataset.with_format(None)
+    return name_classes(Table(origin, {column: list(plain[column]) for column in columns}), dataset.features)
+
+
+def _checked(table: Table) -> Rows:
+    """The values as text, or the first column that has something else."""
+    if not any(table.columns.values()):
+        raise UserError(f"{table.origin}: no rows")
+    return Rows(
+        table.origin,
+        {column: _texts(table, column, values) for column, values in table.columns.items()},
+        table.class_names,
+    )
+
+
+def _texts(table: Table, column: str, values: Sequence[Any]) -> list[str]:
+    where = f"{table.origin}: column {column!r}"
+    missing = [row for row, value in enumerate(values) if _is_missing(value)]
+    if missing:
+        raise UserError(f"{where} has no value in {_count_places(table, missing)}; fill it in or remove the row")
+    texts = []
+    for row, value in enumerate(values):
+        text = _as_text(value)
+        if text is None:
+            raise UserError(f"{where} holds a {type(value).__name__} on {table.place(row)}; text is needed")
+        texts.append(text)
+    blank = [row for row, text in enumerate(texts) if not text.strip()]
+    if blank:
+        raise UserError(f"{where} is empty in {_count_places(table, blank)}; fill it in or remove the row")
+    for row, text in enumerate(texts):
+        if not _is_unicode(text):
+            raise UserError(f"{where} is not valid Unicode on {table.place(row)} (half of a surrogate pair); repair it")
+    return texts
+
+
+def _count_places(table: Table, rows: list[int]) -> str:
+    return f"{len(rows)} of {len(next(iter(table.columns.values())))} rows, first on {table.place(rows[0])}"
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _as_text(value: Any) -> str | None:
+    """Text as it is, numbers and booleans as JSON writes them, nothing for anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, bool | int | float) else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

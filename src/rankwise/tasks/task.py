@@ -1,0 +1,161 @@
+"""What a task is to the rest of the house: tokenised splits, and batches cut from them.
+
+Text is tokenised once, for all trials, into flat arrays (a million short rows take
+megabytes, not gigabytes). A batch is a pure function of lengths, seed and position, so
+every rank of a seed sees the same batches in the same order and a resumed run finds its place.
+
+Batches are bucketed: rows are shuffled, cut into windows of `WINDOW` batches and sorted by
+length inside each window, so that a batch pads to nearly its own length while its content
+stays random. Sorting the whole epoch would save a little more padding and make the order of
+lengths the same in every epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+WINDOW = 32  # batches sorted by length together
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, one after another in `flat`; row i is flat[offsets[i]:offsets[i+1]]."""
+
+    flat: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_rows(cls, rows: list[list[int]]) -> Ragged:
+        """
+        >>> Ragged.from_rows([[5, 6, 7], [8]])[0].tolist()
+        [5, 6, 7]
+        """
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+        return cls(flat, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenised examples of one split.
+
+    `example_ids` name the rows of the source; `groups` are the clusters for the statistics
+    (docmatch: the source file), None where every example stands alone.
+    """
+
+    example_ids: np.ndarray
+    input_ids: Ragged
+    token_type_ids: Ragged | None
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self, first: int | None = None) -> str:
+        """SHA-256 over tokens and labels of the `first` rows (all by default)."""
+        count = len(self) if first is None else first
+        digest = hashlib.sha256()
+        digest.update(self.input_ids.flat[: self.input_ids.offsets[count]].tobytes())
+        digest.update(self.input_ids.offsets[: count + 1].tobytes())
+        digest.update(np.asarray(self.labels[:count], dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples, and how one example is scored: here by the likelihood of its class.
+
+    `notes` are sentences for the user about what preparing the data changed.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    pad_token_id: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch. Rows are padded on the right."""
+
+    input_ids: Int64[torch.Tensor, "batch length"]
+    attention_mask: Int64[torch.Tensor, "batch length"]
+    token_type_ids: Int64[torch.Tensor, "batch length"] | None
+    labels: Int64[torch.Tensor, " batch"]
+
+    def to(self, device: torch.device) -> Batch:
+        types = self.token_type_ids
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            None if types is None else types.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+        )
+
+
+def collate(split: Split, rows: np.ndarray, pad_token_id: int) -> Batch:
+    """The given rows of a split as one right-padded batch."""
+    lengths = split.input_ids.lengths[rows]
+    columns = np.arange(int(lengths.max()))
+    attention_mask = (columns[None, :] < lengths[:, None]).astype(np.int64)
+
+    def padded(ragged: Ragged, fill: int) -> torch.Tensor:
+        out = np.full(attention_mask.shape, fill, dtype=np.int64)
+        out[attention_mask.astype(bool)] = np.concatenate([ragged[row] for row in rows])
+        return torch.from_numpy(out)
+
+    return Batch(
+        input_ids=padded(split.input_ids, pad_token_id),
+        attention_mask=torch.from_numpy(attention_mask),
+        token_type_ids=None if split.token_type_ids is None else padded(split.token_type_ids, 0),
+        labels=torch.from_numpy(split.labels[rows].astype(np.int64)),
+    )
+
+
+def training_rows(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers of one training batch after another, for ever; every row once an epoch.
+
+    The last batch of an epoch holds what is left over.
+    """
+    epoch = 0
+    while True:
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(len(lengths))
+        span = batch_size * WINDOW
+        windows = (order[start : start + span] for start in range(0, len(order), span))
+        by_length = np.concatenate([window[np.argsort(-lengths[window], kind="stable")] for window in windows])
+        batches = [by_length[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        for position in generator.permutation(len(batches)):
+            yield batches[position]
+        epoch += 1
+
+
+def evaluation_rows(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Every row once, longest first, in batches of at most `tokens` padded tokens (at least one row)."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwise.errors import UserError
+from rankwise.tasks.source import read_rows, read_splits
+
+# What the usual loaders turn into missing values, numbers, booleans or dates, and what breaks parsers.
+TRAPS = [
+    *("NA", "N/A", "null", "None", "nan", "NaN", "true", "False", "12", "1e3", "007", "1_000", "-", "2020-01-01"),
+    *("#hash", "  padded ", 'a "quoted" word', '"', "comma, tab\tin it", "two\nlines", "two\r\nlines", "naïve 🤖"),
+    "a line separator \u2028 inside",
+    "long " * 50_000,
+]
+ROWS = [{"text": text, "label": i % 2} for i, text in enumerate(TRAPS)]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_tsv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    return write_csv(path, rows, delimiter="\t")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], Path]] = {
+    "csv": write_csv,
+    "tsv": write_tsv,
+    "jsonl": write_jsonl,
+    "ndjson": write_jsonl,
+    "json-lines": write_jsonl,
+    "parquet": write_parquet,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_no_network(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def refusal(source: Any, columns: tuple[str, ...] = ("text", "label")) -> str:
+    """The message of the error that reading raises; always one line."""
+    with pytest.raises(UserError) as error:
+        read_rows(source, columns, split="train")
+    message = str(error.value)
+    assert message.isprintable()
+    assert len(message) < 1000
+    return message
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_text_in_a_file_is_taken_literally(suffix: str, tmp_path: Path) -> None:
+    path = WRITERS[suffix](tmp_path / f"data.{suffix}", ROWS)
+    rows = read_rows(path, ["text", "label"], split="train")
+    assert rows.columns == {"text": TRAPS, "label": [str(i % 2) for i in range(len(TRAPS))]}
+    assert read_rows(str(path), ["label", "text"], split="test").columns == rows.columns
+
+
+@pytest.mark.parametrize(
+    "make", [pd.DataFrame, lambda rows: pd.DataFrame(rows).astype(object), datasets.Dataset.from_list]
+)
+def test_text_in_memory_is_taken_literally(make: Callable[[list[dict[str, Any]]], Any]) -> None:
+    assert read_rows(make(ROWS), ["text"], split="train").columns == {"text": TRAPS}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_text_in_a_data_set_directory_is_taken_literally(suffix: str, tmp_path: Path) -> None:
+    WRITERS[suffix](tmp_path / f"train.{suffix}", ROWS)
+    read = read_rows(str(tmp_path), ["text", "label"], split="train")
+    assert read.columns == {"text": TRAPS, "label": [str(row["label"]) for row in ROWS]}
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@given(texts=st.lists(words, min_size=1, max_size=8))
+@settings(deadline=None)
+def test_any_text_survives_a_file(suffix: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("any") / f"data.{suffix}"
+    WRITERS[suffix](path, [{"text": text, "label": "x"} for text in texts])
+    assert read_rows(path, ["text"], split="train").columns["text"] == texts
+
+
+def test_a_byte_order_mark_and_blank_lines_are_not_data(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "bom.csv", ROWS[:2], encoding="utf-8-sig")
+    table.write_bytes(table.read_bytes() + b"\r\n\r\nlast,1\r\n")
+    assert read_rows(table, ["text"], split="train").columns["text"] == [*TRAPS[:2], "last"]
+    lines = tmp_path / "bom.jsonl"
+    lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}')
+    assert read_rows(lines, ["text"], split="train").columns["text"] == ["a", "b"]
+
+
+def test_json_numbers_and_booleans_keep_their_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": 12}\n{"text": 1.50}\n{"text": true}\n{"text": 1e400}\n{"text": "true"}\n')
+    assert read_rows(path, ["text"], split="train").columns["text"] == ["12", "1.50", "true", "1e400", "true"]
+
+
+def test_numbers_and_booleans_in_memory_appear_as_json_writes_them() -> None:
+    values = [12, 1.5, True, np.int8(3), np.float32(0.5), np.bool_(False), "x"]
+    frame = pd.DataFrame({"text": pd.Series(values, dtype=object)})
+    assert read_rows(frame, ["text"], split="train").columns["text"] == ["12", "1.5", "true", "3", "0.5", "false", "x"]
+
+
+def test_a_data_frames_columns_may_be_numbers() -> None:
+    assert read_rows(pd.DataFrame([["a", "b"]]), ["1"], split="train").columns == {"1": ["b"]}
+
+
+def test_columns_that_were_not_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", [{"text": "a", "meta": None}, {"text": "b", "meta": [1]}])
+    assert read_rows(path, ["text"], split="train").columns == {"text": ["a", "b"]}
+
+
+CLASSES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+
+
+def labelled(labels: list[int]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, CLASSES)
+
+
+def test_declared_classes_give_their_names(tmp_path: Path) -> None:
+    data = labelled([1, 0, 1])
+    parquet = tmp_path / "data.parquet"
+    data.to_parquet(parquet)
+    shuffled = data.select([2, 1, 0]).with_format("numpy")
+    for source, expected in ((data, "pos neg pos"), (parquet, "pos neg pos"), (shuffled, "pos neg pos")):
+        rows = read_rows(source, ["label"], split="train")
+        assert rows.columns["label"] == expected.split()
+        assert rows.class_names == {"label": ("neg", "pos")}
+    assert read_rows(shuffled, ["text"], split="train").columns["text"] == ["t2", "t1", "t0"]
+    assert "no value in 1 of 2 rows, first on row 1" in refusal(labelled([0, -1]))
+
+
+def test_a_csv_directory_may_declare_classes_in_its_card(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [{"text": "NA", "label": 1}, {"text": "12", "label": 0}])
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n"
+        "      class_label:\n        names:\n          '0': neg\n          '1': pos\n---\n"
+    )
+    rows = read_rows(str(tmp_path), ["text", "label"], split="train")
+    assert rows.columns == {"text": ["NA", "12"], "label": ["pos", "neg"]}
+
+
+def test_a_data_sets_own_splits_are_taken_where_only_train_is_given(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for split in ("train", "validation", "test"):
+        write_csv(directory / f"{split}.csv", [{"text": f"from {split}", "label": 1}])
+    own = read_splits(str(directory), None, None, ["text"])
+    assert {split: rows.columns["text"] for split, rows in own.items()} == {
+        split: [f"from {split}"] for split in ("train", "validation", "test")
+    }
+    given_test = read_splits(directory, None, pd.DataFrame({"text": ["mine"]}), ["text"])
+    assert {split: rows.columns["text"] for split, rows in given_test.items()} == {
+        "train": ["from train"],
+        "test": ["mine"],
+    }
+    named_twice = read_splits(str(directory), None, str(directory), ["text"])
+    assert named_twice["test"].columns["text"] == ["from test"]
+
+
+def test_a_benchmarks_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for split, labels in {"train": [0, 1], "validation": [1, 0], "test": [-1, -1]}.items():
+        labelled(labels).to_parquet(directory / f"{split}.parquet")
+    assert set(read_splits(str(directory), None, None, ["text", "label"])) == {"train", "validation"}
+
+
+def test_a_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for split in ("validation", "test"):
+        write_csv(directory / f"{split}.csv", ROWS[:1])
+    message = refusal(str(directory))
+    assert str(directory) in message
+    assert "no train split, only 'validation', 'test'" in message
+
+
+def test_a_data_set_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    assert refusal("nobody/nothing").startswith("nobody/nothing: no such file or directory, and as a data set")
+    directory = tmp_path / "broken"
+    directory.mkdir()
+    (directory / "train.csv").write_text('text,label\n"never closed,1\n')
+    assert refusal(str(directory)).startswith(f"directory {directory} could not be loaded: ")
+
+
+FILE_ERRORS: list[tuple[str, bytes, list[str]]] = [
+    ("empty.csv", b"", ["the file is empty"]),
+    ("header.csv", b"text,label\n", ["no rows"]),
+    ("empty.jsonl", b"\n\n", ["no rows"]),
+    ("names.csv", b"texts,lable\na,1\n", ["no column 'text', 'label'", "'texts', 'lable'", "did you mean 'texts'?"]),
+    ("names.jsonl", b'{"body": "a", "label": 1}\n', ["no column 'text'", "'body', 'label'"]),
+    ("twice.csv", b"text,label,text\na,1,b\n", ["'text' occurs more than once"]),
+    ("short.csv", b"text,label\na,1\nb\n", ["line 3: 1 fields where the header has 2"]),
+    ("long.csv", b"text,label\na,1\nb, c,0\n", ["line 3: 3 fields where the header has 2"]),
+    ("long.tsv", b"text\tlabel\na\t1\t\n", ["line 2: 3 fields"]),
+    ("lines.csv", b'text,label\n"a\nb",1\nc\n', ["line 4: 1 fields"]),
+    ("open.csv", b'text,label\na,1\n"b,0\nc,1\n', ["line 3:", "quote"]),
+    ("quote.tsv", b'text\tlabel\n"a" b\t1\n', ["line 2:", "quote"]),
+    ("blank.csv", b'text,label\na,1\n" ",0\n,1\n', ["column 'text' is empty in 2 of 3 rows, first on line 3"]),
+    ("label.csv", b"text,label\na,1\nb,\n", ["column 'label' is empty in 1 of 2 rows, first on line 3"]),
+    ("latin.csv", b"text,label\na,1\ncaf\xe9,0\n", ["line 3: not UTF-8 (byte 0xe9)"]),
+    ("utf16.csv", "text,label\na,1\n".encode("utf-16"), ["line 1: not UTF-8"]),
+    ("latin.jsonl", b'{"text": "a", "label": 1}\n{"text": "\xe9", "label": 1}\n', ["line 2: not UTF-8"]),
+    ("bad.jsonl", b'{"text": "a", "label": 1}\n\n{"text": "b"\n', ["line 3: not JSON"]),
+    ("deep.jsonl", b"[" * 100_000, ["line 1: not JSON"]),
+    ("array.jsonl", b'["a", 1]\n', ["line 1: not a JSON object"]),
+    (
+        "null.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": null, "label": 1}\n',
+        ["no value in 1 of 2 rows, first on line 2"],
+    ),
+    ("nan.jsonl", b'{"text": NaN, "label": 1}\n', ["column 'text' has no value in 1 of 1 rows, first on line 1"]),
+    (
+        "key.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "b"}\n',
+        ["'label' has no value in 1 of 2 rows, first on line 2"],
+    ),
+    ("list.jsonl", b'{"text": ["a"], "label": 1}\n', ["column 'text' holds a list on line 1"]),
+    ("half.jsonl", b'{"text": "\\ud83d", "label": 1}\n', ["column 'text' is not valid Unicode on line 1"]),
+    ("bad.parquet", b"PAR1 not really", ["not a readable Parquet file"]),
+    ("empty.parquet", b"", ["not a readable Parquet file"]),
+    ("data.xlsx", b"PK", ["cannot read .xlsx", ".csv", ".parquet"]),
+    ("data", b"text,label\na,1\n", ["cannot read a file without suffix"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), FILE_ERRORS, ids=[name for name, _, _ in FILE_ERRORS])
+def test_a_bad_file_is_refused_with_its_name_and_place(
+    name: str, content: bytes, said: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message.startswith(str(path))
+    assert all(part in message for part in said), message
+
+
+def test_parquet_is_refused_with_its_name_and_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pd.DataFrame({"text": ["a", None], "label": [1, 0]}).to_parquet(path)
+    assert refusal(path).startswith(f"{path}: column 'text' has no value in 1 of 2 rows, first on row 1")
+    pd.DataFrame({"text": [], "label": []}).to_parquet(path)
+    assert refusal(path) == f"{path}: no rows"
+    pd.DataFrame({"text": ["a"]}).to_parquet(path)
+    assert refusal(path).startswith(f"{path}: no column 'label'")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_data_frames_missing_value_is_not_text(missing: Any) -> None:
+    frame = pd.DataFrame({"text": pd.Series(["nan", missing], dtype=object), "label": [0, 1]})
+    assert refusal(frame).startswith("train DataFrame: column 'text' has no value in 1 of 2 rows, first on row 1")
+
+
+def test_data_in_memory_is_refused_by_the_name_of_its_split() -> None:
+    twice = pd.DataFrame([["a", "b", 1]], columns=["text", "text", "label"])
+    assert refusal(twice).startswith("train DataFrame: column 'text' occurs more than once")
+    assert refusal(pd.DataFrame({"text": [], "label": []})) == "train DataFrame: no rows"
+    assert refusal(datasets.Dataset.from_dict({"text": ["a"]})).startswith("train Dataset: no column 'label'")
+    assert refusal(["a", "b"]).startswith("train: cannot read a list")
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "./missing", "/no/such/place", "a/b/missing", Path("missing")])
+def test_a_path_that_does_not_exist_is_a_missing_file(name: str | Path) -> None:
+    assert refusal(name) == f"{Path(name)}: no such file"
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_csv(tmp_path / "data.csv", ROWS[:1])
+
+    def denied(self: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(path) == f"{path}: cannot be read (Permission denied)"
+
+
+def test_the_csv_modules_field_limit_is_left_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    read_rows(write_csv(tmp_path / "good.csv", ROWS), ["text"], split="train")
+    (tmp_path / "bad.csv").write_text("text,label\na\n")
+    refusal(tmp_path / "bad.csv")
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@given(content=st.binary(max_size=60) | st.text(',"\n\r\t{}:ab', max_size=60).map(str.encode))
+@settings(deadline=None)
+def test_no_content_whatever_gives_a_traceback(
+    suffix: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / f"data.{suffix}"
+    path.write_bytes((b"" if suffix == "parquet" else b'{"text": "a"}\n' if suffix == "jsonl" else b"text\n") + content)
+    message = str(path)
+    try:
+        assert all(text.strip() for text in read_rows(path, ["text"], split="train").columns["text"])
+    except UserError as error:
+        message = str(error)
+    assert message.startswith(str(path))
+    assert message.isprintable()
