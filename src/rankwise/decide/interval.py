@@ -1,0 +1,80 @@
+"""A confidence interval for a mean over seeds and examples at once.
+
+Every seed is scored on the same examples, so the two sources of chance are crossed: another seed
+would move all examples, another example would move all seeds. An interval over seeds alone forgets
+that the examples are a sample, one over examples alone forgets that training is; and resampling
+seeds, then examples anew inside each (the nested bootstrap) forgets that they are shared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import stdtrit
+
+from rankwise.records import Interval
+
+
+def crossed_interval(
+    scores: Float[np.ndarray, "seeds examples"],
+    *,
+    groups: Int[np.ndarray, " examples"] | None = None,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean of `scores` and its two-sided limits; no limits from one seed, one example or one cluster.
+
+    `groups` numbers each example's cluster (the file it was cut from, say) where examples of one
+    cluster may resemble each other. Mean and limits are in the unit of the scores. Limits do not
+    know that an accuracy ends at 1.
+
+    For S seeds and n examples, SE² = var(seed means)/S + var(example means)/n - MS_res/(S·n): both
+    variances contain the residual of the additive two-way layout, which counts once. Where chance
+    makes SE² smaller than the larger of its first two terms, that term is taken. With G clusters the
+    second term is the cluster-robust variance of the mean, G/(G-1)·Σ_g(Σ_{e in g}(m_e - m))²/n².
+    The limits are Student's t with Satterthwaite's degrees of freedom for the two terms.
+
+    Sources: Searle, Casella & McCulloch 1992, "Variance Components", chapter 4 (balanced two-way
+    random model); Satterthwaite 1946, Biometrics Bulletin 2; Cameron & Miller 2015, "A practitioner's
+    guide to cluster-robust inference".
+
+    Coverage of a nominal 95 % over 4,000 simulated data sets: .94 to .96 with 5 seeds; with 3 seeds
+    .92 and with 2 seeds .87 in the worst case, where seeds cause nine tenths of the variance; .94
+    with 5 seeds and 20 clusters. tests/decide/test_interval.py measures it.
+
+    Raises ValueError for scores that are no finite (seeds, examples) array, for groups of another
+    length and for a confidence outside (0, 1).
+    """
+    if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite and of shape (seeds, examples), not of shape {scores.shape}")
+    seeds, examples = scores.shape
+    if groups is not None and groups.shape != (examples,):
+        raise ValueError(f"groups must have shape ({examples},), not {groups.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+
+    # Measured from one of the scores, so that equal scores differ by nothing and not by rounding.
+    origin = float(scores[0, 0])
+    deviations = scores.astype(np.float64) - origin
+    centre = float(deviations.mean())
+    mean = origin + centre
+    seed_effects = deviations.mean(axis=1) - centre
+    example_effects = deviations.mean(axis=0) - centre
+    cluster_sums = example_effects
+    if groups is not None:
+        cluster_sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=example_effects)
+    clusters = len(cluster_sums)
+    if seeds == 1 or clusters == 1:
+        return Interval(mean, None, None)
+
+    from_seeds = float(seed_effects @ seed_effects) / (seeds - 1) / seeds
+    from_examples = float(cluster_sums @ cluster_sums) * clusters / (clusters - 1) / examples**2
+    residuals = deviations - centre - seed_effects[:, None] - example_effects
+    shared = float((residuals**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
+    variance = max(from_seeds, from_examples, from_seeds + from_examples - shared)
+    if variance == 0:
+        return Interval(mean, mean, mean)
+    freedom = 1 / ((from_seeds / variance) ** 2 / (seeds - 1) + (from_examples / variance) ** 2 / (clusters - 1))
+    half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+    return Interval(mean, mean - half_width, mean + half_width)

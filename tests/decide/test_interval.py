@@ -1,0 +1,172 @@
+"""`crossed_interval` against scores whose true mean is known, and against the intervals it must reduce to.
+
+The coverage figures in its docstring are what the simulations here measure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from rankwise.decide.interval import crossed_interval
+from rankwise.records import Interval
+
+# Eighths, so that a shift or a scale by a power of two rounds nothing.
+eighths = st.integers(-40, 40).map(lambda value: value / 8)
+crossed_scores = st.tuples(st.integers(2, 5), st.integers(2, 12)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=eighths)
+)
+
+
+def limits(interval: Interval) -> tuple[float, float, float]:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.mean, interval.low, interval.high
+
+
+def t_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The ordinary interval of a mean, from scipy."""
+    assume(np.ptp(values) > 0)
+    found = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    return float(values.mean()), found.low, found.high
+
+
+def covers(interval: Interval, truth: float) -> bool:
+    _, low, high = limits(interval)
+    return low <= truth <= high
+
+
+def coverage(
+    seeds: int,
+    *,
+    seed_share: float,
+    residual: float = 1.0,
+    examples: int = 200,
+    cluster_size: int = 1,
+    told: bool = True,
+    data_sets: int = 4000,
+) -> float:
+    """The share of simulated data sets whose interval covers the true mean, 0.
+
+    The mean's variance comes from seeds to `seed_share`, from examples (equal within a cluster) for
+    the rest. `residual` is the residual's SD in units of both effects' SD on one score. `told` passes
+    the clusters on.
+    """
+    generator = np.random.default_rng(0)
+    clusters = np.arange(examples) // cluster_size
+    seed_sd = math.sqrt(seed_share * seeds)
+    example_sd = math.sqrt((1 - seed_share) * (clusters[-1] + 1))
+    hits = 0
+    for _ in range(data_sets):
+        seed_effects = seed_sd * generator.normal(size=(seeds, 1))
+        example_effects = example_sd * generator.normal(size=clusters[-1] + 1)[clusters]
+        residuals = residual * math.hypot(seed_sd, example_sd) * generator.normal(size=(seeds, examples))
+        scores = seed_effects + example_effects + residuals
+        hits += covers(crossed_interval(scores, groups=clusters if told and cluster_size > 1 else None), 0.0)
+    return hits / data_sets
+
+
+@pytest.mark.parametrize("seed_share", [0.98, 0.5, 0.02])
+def test_five_seeds_cover_at_the_nominal_level(seed_share: float) -> None:
+    assert coverage(5, seed_share=seed_share) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(("seeds", "worst"), [(3, 0.92), (2, 0.87)])
+def test_fewer_seeds_cover_as_badly_as_the_docstring_admits(seeds: int, worst: float) -> None:
+    assert coverage(seeds, seed_share=0.9, residual=0) == pytest.approx(worst, abs=0.01)
+    assert coverage(seeds, seed_share=0.1) > 0.94
+
+
+def test_clusters_cover_at_the_nominal_level_and_only_when_told() -> None:
+    assert coverage(5, seed_share=0.1, examples=400, cluster_size=20) == pytest.approx(0.95, abs=0.02)
+    assert coverage(5, seed_share=0.1, examples=400, cluster_size=20, told=False) < 0.7
+
+
+def test_pure_residual_noise_is_counted_once() -> None:
+    scores = np.random.default_rng(0).normal(size=(200, 40, 40))
+    widths = [high - low for _, low, high in (limits(crossed_interval(data)) for data in scores)]
+    independent = 2 * stats.norm.ppf(0.975) / 40
+    assert independent < np.mean(widths) < 1.2 * independent  # counted twice: 1.41
+
+
+@given(arrays(np.float64, st.integers(2, 6), elements=eighths), st.integers(2, 9), st.floats(0.5, 0.99))
+def test_examples_that_never_differ_leave_the_t_interval_of_the_seeds(
+    seed_means: np.ndarray, examples: int, confidence: float
+) -> None:
+    interval = crossed_interval(np.repeat(seed_means[:, None], examples, axis=1), confidence=confidence)
+    assert limits(interval) == pytest.approx(t_interval(seed_means, confidence), abs=1e-10)
+
+
+@given(arrays(np.float64, st.integers(2, 12), elements=eighths), st.integers(2, 4))
+def test_seeds_that_never_differ_leave_the_t_interval_of_the_examples(scores: np.ndarray, seeds: int) -> None:
+    assert limits(crossed_interval(np.tile(scores, (seeds, 1)))) == pytest.approx(t_interval(scores), abs=1e-12)
+
+
+@given(arrays(np.float64, st.integers(2, 8), elements=eighths), st.integers(1, 4))
+def test_clusters_that_are_copies_leave_the_t_interval_of_the_clusters(cluster_means: np.ndarray, size: int) -> None:
+    scores = np.tile(np.repeat(cluster_means, size), (3, 1))
+    interval = crossed_interval(scores, groups=np.repeat(np.arange(len(cluster_means)), size))
+    assert limits(interval) == pytest.approx(t_interval(cluster_means), abs=1e-12)
+
+
+@given(crossed_scores, st.integers(0, 2**32))
+def test_the_order_of_seeds_and_examples_means_nothing(scores: np.ndarray, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    groups = generator.permutation(scores.shape[1]) // 2
+    seed_order, example_order = (generator.permutation(size) for size in scores.shape)
+    assume(groups.any())
+    once = crossed_interval(scores, groups=groups)
+    again = crossed_interval(scores[seed_order][:, example_order], groups=groups[example_order])
+    assert limits(again) == pytest.approx(limits(once), abs=1e-12)
+
+
+@given(crossed_scores, eighths, st.sampled_from([-4.0, -1.0, 0.25, 8.0]))
+def test_limits_move_and_stretch_with_the_scores(scores: np.ndarray, shift: float, scale: float) -> None:
+    mean, low, high = limits(crossed_interval(scores))
+    ends = sorted(end * scale + shift for end in (low, high))
+    assert limits(crossed_interval(scores * scale + shift)) == pytest.approx((mean * scale + shift, *ends), abs=1e-9)
+
+
+@given(crossed_scores)
+def test_clusters_of_one_example_are_no_clusters(scores: np.ndarray) -> None:
+    names = np.arange(scores.shape[1])[::-1] * 7 - 3
+    assert limits(crossed_interval(scores, groups=names)) == pytest.approx(limits(crossed_interval(scores)), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((1, 50), None), ((1, 1), None), ((5, 1), None), ((5, 50), np.zeros(50, dtype=int))],
+    ids=["one seed", "one score", "one example", "one cluster"],
+)
+def test_no_limits_are_claimed_from(shape: tuple[int, int], groups: np.ndarray | None) -> None:
+    scores = np.random.default_rng(0).normal(size=shape)
+    assert crossed_interval(scores, groups=groups) == Interval(pytest.approx(scores.mean()), None, None)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.0])
+def test_equal_scores_have_no_width(value: float) -> None:
+    assert crossed_interval(np.full((3, 7), value)) == Interval(value, value, value)
+
+
+@pytest.mark.parametrize(
+    ("scores", "groups", "confidence"),
+    [
+        (np.array([[0.5, np.nan], [0.5, 0.5]]), None, 0.95),
+        (np.array([[0.5, np.inf], [0.5, 0.5]]), None, 0.95),
+        (np.zeros((3, 0)), None, 0.95),
+        (np.zeros((3, 4)), np.zeros(3, dtype=int), 0.95),
+        (np.zeros((3, 4)), None, 95.0),
+    ],
+    ids=["nan", "infinite", "empty", "groups of another length", "confidence in percent"],
+)
+def test_scores_that_cannot_be_averaged_are_refused(
+    scores: np.ndarray, groups: np.ndarray | None, confidence: float
+) -> None:
+    with pytest.raises(ValueError, match="must"):
+        crossed_interval(scores, groups=groups, confidence=confidence)
