@@ -52,7 +52,8 @@ class Evaluation:
 class TrialResult:
     """What one trained trial leaves behind.
 
-    `train_nll` holds the mean loss of each optimiser step, before its update.
+    `train_nll` holds the mean loss of each optimiser step, before its update. *diverged* means that a
+    loss was not finite, or that training ended at a hundred times the loss it began with.
     """
 
     trial: Trial

@@ -3,7 +3,8 @@
 Everything a trial trains (each A and B, each head) lies in one float32 row, and the rows of
 equal-rank trials lie in one matrix. A layer's parameters are views into it. So a trial's gradient
 norm is the norm of a row, an optimiser has one parameter a trial, a checkpoint is a few
-matrices, and a trial's memory is countable by eye.
+matrices, and a trial's memory is countable by eye. Gradients come as autograd makes them and are
+gathered into such a matrix once a step: one pass over the adapters' parameters, which is little.
 """
 
 from __future__ import annotations
@@ -41,24 +42,22 @@ class Section:
 
 @dataclass(frozen=True)
 class PackGroup:
-    """The storage of one rank group: a row a trial."""
+    """The storage of one rank group: a row a trial. `parameters` are views of `values`, (trials, *shape) each."""
 
     group: RankGroup
     sections: tuple[Section, ...]
     values: Float32[Tensor, "trials params"]
-    grads: Float32[Tensor, "trials params"]
+    parameters: Mapping[str, nn.Parameter]
 
-    def has(self, name: str) -> bool:
-        return any(section.name == name for section in self.sections)
-
-    def views(self, name: str) -> nn.Parameter:
-        """One tensor of every trial, (trials, *shape): a parameter whose gradient lands in `grads`."""
-        section = next(section for section in self.sections if section.name == name)
-        columns = slice(section.offset, section.offset + section.numel)
-        shape = (len(self.values), *section.shape)
-        parameter = nn.Parameter(self.values[:, columns].view(shape))
-        parameter.grad = self.grads[:, columns].view(shape)
-        return parameter
+    def take_grads(self) -> Float32[Tensor, "trials params"]:
+        """The gradients since the last call, a row a trial in the order of `sections`."""
+        grads = []
+        for section in self.sections:
+            parameter = self.parameters[section.name]
+            # A module that the forward never used has no gradient.
+            grads.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.grad = None
+        return torch.cat([grad.flatten(1) for grad in grads], dim=1)
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,9 @@ class Pack:
         """Each trial's parameters as one vector."""
         return [row for group in self.groups for row in group.values]
 
-    @property
-    def grad_rows(self) -> list[Tensor]:
-        """Each trial's gradient as one vector."""
-        return [row for group in self.groups for row in group.grads]
+    def take_grads(self) -> list[Tensor]:
+        """Each trial's gradient since the last call as one vector."""
+        return [row for group in self.groups for row in group.take_grads()]
 
     def state(self, index: int) -> State:
         """A copy on the CPU of what one trial trains, by PEFT's parameter names."""
@@ -121,13 +119,16 @@ def attached(base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearL
             factors = [
                 factor
                 for group in groups
-                for factor in (group.views(f"{target.name}.lora_A.weight"), group.views(f"{target.name}.lora_B.weight"))
+                for factor in (
+                    group.parameters[f"{target.name}.lora_A.weight"],
+                    group.parameters[f"{target.name}.lora_B.weight"],
+                )
             ]
             original = base.model.get_submodule(target.name)
             _swap(base, originals, target.name, PackedLora(original, rank_groups, factors))
         for name in base.trained_modules:
             keys = [f"{name}.{key}" for key in ("weight", "bias")]
-            weights, biases = ([group.views(key) for group in groups if group.has(key)] for key in keys)
+            weights, biases = ([group.parameters[key] for group in groups if key in group.parameters] for key in keys)
             _swap(base, originals, name, PackedLinear(rank_groups, weights, biases))
         yield pack
     finally:
@@ -175,7 +176,7 @@ def _allocate(base: BaseModel, trials: Sequence[Trial], targets: Sequence[Linear
         values = torch.zeros(len(same), width, device=base.device)
         scaling = torch.tensor([trial.scaling for trial in same], dtype=torch.float32, device=base.device)
         group = RankGroup(start, start + len(same), rank, scaling.view(-1, 1, 1))
-        yield PackGroup(group, sections, values, torch.zeros_like(values))
+        yield PackGroup(group, sections, values, {section.name: _view(values, section) for section in sections})
         start += len(same)
 
 
@@ -192,6 +193,11 @@ def _sections(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Ite
         section = Section(name, offset, shape)
         yield section
         offset += section.numel
+
+
+def _view(values: Tensor, section: Section) -> nn.Parameter:
+    columns = slice(section.offset, section.offset + section.numel)
+    return nn.Parameter(values[:, columns].view(len(values), *section.shape))
 
 
 def _swap(base: BaseModel, originals: dict[str, nn.Module], name: str, replacement: nn.Module) -> None:

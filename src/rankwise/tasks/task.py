@@ -104,6 +104,12 @@ class Batch:
     token_type_ids: Int64[torch.Tensor, "batch length"] | None
     labels: Int64[torch.Tensor, " batch"]
 
+    @property
+    def inputs(self) -> dict[str, Int64[torch.Tensor, "batch length"]]:
+        """What a model is called with."""
+        types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask} | types
+
     def to(self, device: torch.device) -> Batch:
         types = self.token_type_ids
         return Batch(

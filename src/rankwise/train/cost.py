@@ -1,0 +1,113 @@
+"""What training one rank alone costs: the time of its step and the memory of its largest step.
+
+Measured apart from the packs, one trial at a time and the ranks in alternating order, because that is
+what somebody pays who trains the recommended rank, and because a machine that slows down for a while
+then slows every rank alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from rankwise.base.load import BaseModel
+from rankwise.base.shapes import LinearLayer
+from rankwise.lora.attach import attached
+from rankwise.records import Trial
+from rankwise.tasks.task import Task, training_rows
+from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
+from rankwise.train.settings import TrainingSettings
+
+_ROUNDS = 3
+_TIMED_STEPS = 4  # of each rank in each round, after one that is not timed
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The median seconds of a rank's step alone; the peak bytes of its largest step, None where nothing counts them."""
+
+    rank: int
+    seconds: float
+    peak_bytes: int | None
+
+
+def measure_costs(
+    base: BaseModel, task: Task, trials: Sequence[Trial], targets: Sequence[LinearLayer], settings: TrainingSettings
+) -> list[StepCost]:
+    """Cost of a step of each trial (one a rank), all on the same batches; training itself is not touched."""
+    lengths = task.train.input_ids.lengths
+    seconds: dict[int, list[float]] = {trial.rank: [] for trial in trials}
+    batches = list(islice(training_rows(lengths, settings.batch_size, seed=0), _ROUNDS * _TIMED_STEPS))
+    largest = max(batches, key=lambda rows: int(lengths[rows].max()) * len(rows))
+    peaks: dict[int, int | None] = {}
+    for round_number in range(_ROUNDS):
+        timed = batches[round_number * _TIMED_STEPS :][:_TIMED_STEPS]
+        for trial in trials if round_number % 2 == 0 else reversed(trials):
+            meter = PeakMemory(base)
+            with attached(base, [trial], targets) as pack, checkpointed_activations(base, settings):
+                optimizer = PackOptimizer(pack, settings)
+                for number, rows in enumerate([largest, *timed]):
+                    started = time.perf_counter()
+                    train_step(pack, optimizer, task, [rows] * settings.accumulation, number)
+                    _wait(base.device)
+                    if number > 0:
+                        seconds[trial.rank].append(time.perf_counter() - started)
+                    elif round_number == 0:
+                        peaks[trial.rank] = meter.bytes()
+    return [StepCost(trial.rank, statistics.median(seconds[trial.rank]), peaks[trial.rank]) for trial in trials]
+
+
+class PeakMemory:
+    """The peak of memory since it was made, with the base model in it.
+
+    On CUDA the device's own count of allocated bytes. On a CPU under Linux the base model's bytes and the
+    growth of the process's resident memory up to its high-water mark. Elsewhere nothing counts.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self.base = base
+        self._before: int | None = None
+        gc.collect()
+        if base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(base.device)
+        elif base.device.type == "cpu" and _reset_high_water():
+            self._before = _resident("VmRSS")
+
+    def bytes(self) -> int | None:
+        if self.base.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.base.device)
+        if self._before is None:
+            return None
+        return self.base.bytes + max(0, _resident("VmHWM") - self._before)
+
+
+def _reset_high_water() -> bool:
+    try:
+        # Freed memory that the allocator kept would hide what the next step needs.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

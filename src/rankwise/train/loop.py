@@ -1,0 +1,191 @@
+"""Train a pack: one visible loop over steps that every trial takes on the same batches.
+
+Trials never meet. Their losses are summed only so that one backward pass serves all; the sum's gradient
+with respect to a trial is that trial's own. A trial whose loss is no longer finite goes on in its place
+without a special case: its numbers reach nobody else, and it is marked *diverged* at the end. Taking
+it out of the pack would change the shapes of the products that the others are rounded in.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rankwise.base.load import BaseModel
+from rankwise.base.shapes import LinearLayer
+from rankwise.lora.attach import Pack, State, attached
+from rankwise.records import Evaluation, Trial, TrialResult
+from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows, training_rows
+from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
+from rankwise.train.settings import TrainingSettings
+
+CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
+_REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
+_EXPLODED = 100.0  # times the first loss: layer norms can keep a trial finite that is beyond recovery
+_EVALUATION_TOKENS = 16_384  # padded tokens in one forward of an evaluation, over all trials
+
+
+@dataclass(frozen=True)
+class TrainedTrial:
+    """A trial's record, and what it trained."""
+
+    result: TrialResult
+    state: State
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a pack stands. Losses are in the order of `trials`; the last evaluations may be missing."""
+
+    trials: tuple[Trial, ...]
+    step: int
+    train_nll: tuple[float, ...]
+    validation_nll: tuple[float, ...] | None
+
+
+Observer = Callable[[StepReport], None]
+
+
+class PackOptimizer:
+    """AdamW without weight decay over a pack: one parameter a trial, each with a learning rate of its own."""
+
+    def __init__(self, pack: Pack, settings: TrainingSettings) -> None:
+        self.pack = pack
+        self.settings = settings
+        self.rows = [nn.Parameter(row) for row in pack.rows]
+        groups = [
+            {"params": [row], "lr": trial.learning_rate} for row, trial in zip(self.rows, pack.trials, strict=True)
+        ]
+        self.adamw = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+
+    def step(self, number: int) -> None:
+        """Clip each trial's gradient and update it; `number` is counted from 0."""
+        factor = self.settings.rate_factor(number)
+        grads = self.pack.take_grads()
+        for row, grad, group, trial in zip(self.rows, grads, self.adamw.param_groups, self.pack.trials, strict=True):
+            group["lr"] = trial.learning_rate * factor
+            norm = torch.linalg.vector_norm(grad)
+            # The small number is torch.nn.utils.clip_grad_norm_'s.
+            row.grad = grad.mul_((self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.adamw.step()
+
+
+def run_pack(
+    base: BaseModel,
+    task: Task,
+    trials: Sequence[Trial],
+    targets: Sequence[LinearLayer],
+    settings: TrainingSettings,
+    *,
+    checkpoint: Path | None = None,
+    observe: Observer = lambda report: None,
+) -> list[TrainedTrial]:
+    """Train trials of one seed together; results are in the pack's order (by rank, else as given).
+
+    `checkpoint` is a file: where it exists, training goes on from it, with the same numbers as if it
+    had never stopped (bit for bit on a CPU with the same number of threads).
+    """
+    (seed,) = {trial.seed for trial in trials}
+    with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
+        optimizer = PackOptimizer(pack, settings)
+        progress = PackProgress.start(pack.trials, settings.steps, base.device)
+        if checkpoint is not None and checkpoint.exists():
+            progress = read_checkpoint(checkpoint, pack, optimizer.adamw, settings.steps)
+        batches = training_rows(task.train.input_ids.lengths, settings.batch_size, seed)
+        batches = islice(batches, progress.step * settings.accumulation, None)
+        saved = told = time.monotonic()
+        while progress.step < settings.steps:
+            rows = list(islice(batches, settings.accumulation))
+            progress.train_nll[progress.step] = train_step(pack, optimizer, task, rows, progress.step)
+            progress.step += 1
+            now = time.monotonic()
+            evaluate = progress.step in settings.evaluation_steps
+            if evaluate:
+                progress.evaluations.append(_evaluate(pack, task, progress.step))
+            if evaluate or now - told > _REPORT_SECONDS:
+                observe(_report(progress))
+                told = now
+            if checkpoint is not None and (evaluate or now - saved > CHECKPOINT_SECONDS):
+                write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
+                saved = now
+        return [_trained(pack, progress, index) for index in range(len(pack.trials))]
+
+
+def train_step(
+    pack: Pack, optimizer: PackOptimizer, task: Task, batches: Sequence[np.ndarray], number: int
+) -> Float[Tensor, " trials"]:
+    """One optimiser step on the rows of `batches`; returns each trial's mean loss before the update."""
+    total = sum(len(rows) for rows in batches)
+    losses = torch.zeros(len(pack.trials), device=pack.base.device)
+    for rows in batches:
+        batch = collate(task.train, rows, task.pad_token_id).to(pack.base.device)
+        loss = example_nll(pack, batch)[0].sum(dim=1) / total
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        losses += loss.detach()
+    optimizer.step(number)
+    return losses
+
+
+def example_nll(pack: Pack, batch: Batch) -> tuple[Float[Tensor, "trials batch"], Bool[Tensor, "trials batch"]]:
+    """Every trial's negative log-likelihood of each label, and whether its likeliest class is the label."""
+    trials = len(pack.trials)
+    logits = pack.base.model(**{name: tensor.repeat(trials, 1) for name, tensor in batch.inputs.items()}).logits
+    labels = batch.labels.repeat(trials)
+    nll = functional.cross_entropy(logits.float(), labels, reduction="none")
+    return nll.view(trials, -1), (logits.argmax(dim=-1) == labels).view(trials, -1)
+
+
+@torch.no_grad()
+def score(pack: Pack, split: Split, pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every trial's NLL (float32) and correctness (bool) on each example, both (trials, examples)."""
+    nll = np.empty((len(pack.trials), len(split)), dtype=np.float32)
+    correct = np.empty(nll.shape, dtype=bool)
+    for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // len(pack.trials)):
+        batch_nll, batch_correct = example_nll(pack, collate(split, rows, pad_token_id).to(pack.base.device))
+        nll[:, rows], correct[:, rows] = batch_nll.cpu().numpy(), batch_correct.cpu().numpy()
+    return nll, correct
+
+
+@contextmanager
+def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Iterator[None]:
+    """Recompute activations in the backward pass within the `with` block, where the settings ask for it."""
+    if settings.checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if settings.checkpointing:
+            base.model.gradient_checkpointing_disable()
+
+
+def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
+    nll, correct = score(pack, task.validation, task.pad_token_id)
+    return tuple(
+        Evaluation(step, float(trial_nll.mean(dtype=np.float64)), float(trial_correct.mean()))
+        for trial_nll, trial_correct in zip(nll, correct, strict=True)
+    )
+
+
+def _report(progress: PackProgress) -> StepReport:
+    validation = tuple(evaluation.nll for evaluation in progress.evaluations[-1]) if progress.evaluations else None
+    return StepReport(progress.trials, progress.step, tuple(progress.train_nll[progress.step - 1].tolist()), validation)
+
+
+def _trained(pack: Pack, progress: PackProgress, index: int) -> TrainedTrial:
+    train_nll = tuple(progress.train_nll[:, index].tolist())
+    evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
+    finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
+    trained = finite and train_nll[-1] < _EXPLODED * train_nll[0]
+    result = TrialResult(pack.trials[index], "trained" if trained else "diverged", train_nll, evaluations)
+    return TrainedTrial(result, pack.state(index))
