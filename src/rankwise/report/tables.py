@@ -1,0 +1,108 @@
+"""A comparison on a terminal: one table that fits its width, and the notes below it.
+
+Texts that come from models and data are passed to rich as `Text`, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.records import Baseline, RankComparison, RankExperiment
+from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
+
+_WIDE = 90  # columns of a terminal that hold the whole table
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How one column reads the records; `justify` keeps the digits below each other."""
+
+    header: str
+    of_rank: Callable[[RankExperiment], str]
+    of_baseline: Callable[[Baseline], str] = lambda _: DASH
+    justify: JustifyMethod = "right"
+    only_wide: bool = False
+
+
+def _accuracy(experiment: RankExperiment) -> str:
+    mean, low, high = experiment.accuracy, experiment.accuracy_low, experiment.accuracy_high
+    if low is None or high is None:
+        return share_text(mean)
+    return f"{share_text(mean)} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+_COLUMNS = (
+    _Column("rank", lambda e: str(e.rank), lambda _: "0"),
+    _Column("alpha", lambda e: f"{e.alpha:g}"),
+    _Column("learning\nrate", lambda e: f"{e.learning_rate:g}", only_wide=True),
+    _Column("trainable\nparams", lambda e: f"{e.trainable_params:,}"),
+    _Column("accuracy\n(95 % interval)", _accuracy, lambda base: share_text(base.accuracy), justify="left"),
+    _Column("NLL", lambda e: nll_text(e.nll), lambda base: nll_text(base.nll), only_wide=True),
+    _Column("training\ntime", lambda e: seconds_text(e.training_time_seconds)),
+    _Column("peak\nmemory", lambda e: bytes_text(e.peak_memory_bytes)),
+)
+
+
+@dataclass(frozen=True)
+class _ComparisonTable:
+    """The table, laid out once the width is known: rich asks while it prints."""
+
+    comparison: RankComparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= _WIDE
+        table = Table(
+            title=Text(f"{self.comparison.task} on {self.comparison.model}"),
+            caption=Text(_caption(self.comparison, wide=wide)),
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        columns = [column for column in _COLUMNS if wide or not column.only_wide]
+        for column in columns:
+            table.add_column(column.header, justify=column.justify, overflow="fold")
+        table.add_row(*(column.of_baseline(self.comparison.baseline) for column in columns))
+        for experiment in self.comparison.experiments:
+            table.add_row(*(column.of_rank(experiment) for column in columns))
+        yield table
+
+
+def _caption(comparison: RankComparison, *, wide: bool) -> str:
+    experiments = comparison.experiments
+    fewest, most = min(e.seeds for e in experiments), max(e.seeds for e in experiments)
+    seeds = "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    intervals = (
+        "in brackets the 95 % interval, over seeds and examples both"
+        if any(e.accuracy_low is not None for e in experiments)
+        else "an interval needs two seeds or more"
+    )
+    rules = {"alpha/sqrt(rank)" if e.use_rslora else "alpha/rank" for e in experiments}
+    scores = "Accuracy and NLL (nats per example)" if wide else "Accuracy"
+    return (
+        "Rank 0 is the frozen base model with its head fitted to convergence; "
+        f"scaling is {' or '.join(sorted(rules))}.\n"
+        f"{scores}: mean over {seeds} and the test examples; {intervals}.\n"
+        "Training time: what training this rank alone takes, the median time of its step times the steps.\n"
+        "Peak memory: of such a step with the base model in memory; a dash where the device has no counter."
+    )
+
+
+def comparison_table(comparison: RankComparison) -> RenderableType:
+    """A row for rank 0 and for each rank; the caption says what the figures are."""
+    return _ComparisonTable(comparison)
+
+
+def comparison_notes(comparison: RankComparison) -> RenderableType:
+    """The comparison's notes, an item each; nothing where there are none."""
+    notes = Table.grid(padding=(0, 1))
+    for note in comparison.notes:
+        notes.add_row("note:", Text(note))
+    return notes

@@ -1,0 +1,54 @@
+"""Quantities as a person reads them. A quantity that was not measured is a dash."""
+
+from __future__ import annotations
+
+import math
+
+DASH = "–"
+
+
+def bytes_text(count: int | None) -> str:
+    """Decimal units, three digits.
+
+    >>> bytes_text(22_552_772_608), bytes_text(999_600), bytes_text(None)
+    ('22.6 GB', '1 MB', '–')
+    """
+    if count is None:
+        return DASH
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Two units at most, none finer than the quantity deserves.
+
+    >>> seconds_text(0.25), seconds_text(42.3), seconds_text(966.7), seconds_text(6724)
+    ('0.25 s', '42 s', '16 min 07 s', '1 h 52 min')
+    """
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def share_text(share: float) -> str:
+    """A share of 1 in percent.
+
+    >>> share_text(0.8694)
+    '86.9 %'
+    """
+    return f"{100 * share:.1f} %" if math.isfinite(share) else DASH
+
+
+def nll_text(nll: float) -> str:
+    """Nats, three decimals; a dash for a loss that is not finite."""
+    return f"{nll:.3f}" if math.isfinite(nll) else DASH

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from rankwise.records import Baseline, RankComparison, RankExperiment
+from rankwise.report.tables import comparison_notes, comparison_table
+
+WIDTHS = [60, 100, 200]
+
+
+def experiment(rank: int, accuracy: float) -> RankExperiment:
+    return RankExperiment(
+        rank=rank,
+        alpha=2.0 * rank,
+        use_rslora=False,
+        learning_rate=3e-4,
+        trainable_params=573_440 * rank + 770,
+        accuracy=accuracy,
+        accuracy_low=accuracy - 0.0123,
+        accuracy_high=min(1.0, accuracy + 0.0123),
+        nll=1.2 - accuracy,
+        training_time_seconds=966.7,
+        peak_memory_bytes=22_552_772_608,
+        seeds=5,
+    )
+
+
+COMPARISON = RankComparison(
+    run=Path("runs/docmatch"),
+    model="embedded",
+    task="docmatch",
+    experiments=(experiment(4, 0.7564), experiment(16, 0.8421), experiment(256, 0.9999)),
+    baseline=Baseline(accuracy=0.7123, nll=0.58),
+    wall_seconds=99.0,
+    adapter=Path("runs/docmatch/adapter"),
+    notes=("3 examples were cut to 256 tokens, the longest that this model takes, and lost their ends", "another"),
+)
+
+
+def rendered(renderable: RenderableType, width: int = 200) -> list[str]:
+    """What a terminal of that width shows; rich's padding at the right is not shown."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    return [line.rstrip() for line in lines]
+
+
+def rows(lines: list[str]) -> list[list[str]]:
+    """The words of each line of the table that begins a row."""
+    rule = next(index for index, line in enumerate(lines) if line.startswith("──"))
+    found = [line.split() for line in lines[rule + 1 :]]
+    return [words for words in found if words and words[0].isdigit()]
+
+
+def changed(comparison: RankComparison, **values: object) -> RankComparison:
+    """The comparison with `values` in every experiment."""
+    experiments = tuple(dataclasses.replace(each, **values) for each in comparison.experiments)
+    return dataclasses.replace(comparison, experiments=experiments)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_rank_has_a_row_and_its_accuracy(width: int) -> None:
+    lines = rendered(comparison_table(COMPARISON), width)
+    assert [words[0] for words in rows(lines)] == ["0", "4", "16", "256"]
+    assert re.findall(r"\d+\.\d(?= %)", "\n".join(lines)) == ["71.2", "75.6", "84.2", "100.0"]
+    assert re.findall(r"\(\S+–\S+\)", "\n".join(lines)) == ["(74.4–76.9)", "(83.0–85.4)", "(98.8–100.0)"]
+
+
+def test_a_wide_row_holds_the_whole_record() -> None:
+    baseline, _, middle, _ = rows(rendered(comparison_table(COMPARISON)))
+    assert " ".join(middle) == "16 32 0.0003 9,175,810 84.2 % (83.0–85.4) 0.358 16 min 07 s 22.6 GB"
+    assert " ".join(baseline) == "0 – – – 71.2 % 0.580 – –"
+
+
+def test_a_narrow_row_leaves_out_learning_rate_and_nll_alone() -> None:
+    baseline, _, middle, _ = rows(rendered(comparison_table(COMPARISON), width=60))
+    assert " ".join(middle) == "16 32 9,175,810 84.2 % 16 min 07 s 22.6 GB"
+    assert " ".join(baseline) == "0 – – 71.2 % – –"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_was_not_measured_is_a_dash(width: int) -> None:
+    unmeasured = changed(
+        COMPARISON, accuracy_low=None, accuracy_high=None, nll=math.nan, peak_memory_bytes=None, seeds=1
+    )
+    text = "\n".join(rendered(comparison_table(unmeasured), width))
+    assert not re.search("none|nan|inf", text, re.IGNORECASE)
+    assert all(words[-1] == "–" for words in rows(text.splitlines()))
+    assert "1 seed" in text
+    assert "needs two seeds" in text
+
+
+@pytest.mark.parametrize(("fewest", "said"), [(5, "over 5 seeds"), (3, "over 3 to 5 seeds")])
+def test_the_caption_counts_the_seeds(fewest: int, said: str) -> None:
+    first, *others = COMPARISON.experiments
+    fewer = dataclasses.replace(COMPARISON, experiments=(dataclasses.replace(first, seeds=fewest), *others))
+    assert said in " ".join(rendered(comparison_table(fewer)))
+
+
+def test_the_caption_names_the_scaling_rule() -> None:
+    assert "scaling is alpha/rank." in " ".join(rendered(comparison_table(COMPARISON)))
+    rank_stabilised = changed(COMPARISON, use_rslora=True)
+    assert "scaling is alpha/sqrt(rank)." in " ".join(rendered(comparison_table(rank_stabilised)))
+
+
+def test_markup_in_names_and_notes_is_text() -> None:
+    hostile = dataclasses.replace(COMPARISON, model="[red]m[/red]", task="[/]t", notes=("[bold]n[/bold] [/x]",))
+    assert "[/]t on [red]m[/red]" in " ".join(rendered(comparison_table(hostile)))
+    assert rendered(comparison_notes(hostile)) == ["note: [bold]n[/bold] [/x]"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_notes_are_shown_in_full(width: int) -> None:
+    words = " ".join(rendered(comparison_notes(COMPARISON), width)).split()
+    assert words == " ".join(f"note: {note}" for note in COMPARISON.notes).split()
+
+
+def test_no_notes_print_nothing() -> None:
+    assert "".join(rendered(comparison_notes(dataclasses.replace(COMPARISON, notes=())))) == ""
