@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -25,8 +26,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rankwise.base.shapes import head_modules
-from rankwise.base.source import explain, load_config, locate
+from rankwise.base.shapes import head_modules, require_classifier, within
+from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,8 +38,8 @@ DtypeChoice = Literal["auto", "float32", "bfloat16"]
 class BaseModel:
     """A frozen model and what the rest of the house must know of it.
 
-    `trained_modules` are the modules trained in full beside every adapter: the classification head,
-    and whatever else the checkpoint did not contain (`fresh_modules`, a BERT pooler for example).
+    `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
+    did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains.
     `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
     """
 
@@ -88,10 +89,11 @@ def pick_dtype(choice: DtypeChoice, device: torch.device) -> Literal["float32", 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer with a pad token; without one of its own the end-of-text token pads."""
     located = locate(name)
-    try:
+    with explained(name, located, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(located, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(explain(name, error)) from error
+    # Without any file transformers makes up a tokenizer that knows its special tokens and, for some, a space.
+    if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
+        raise UserError(f"model {name} has no tokenizer: tokenizer.json, or the vocabulary it is made of, is missing")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -109,60 +111,73 @@ def load_base(
 ) -> BaseModel:
     """Load, freeze and describe a base model.
 
-    Raises `UserError` where the model is missing, has no weights, or its checkpoint belongs to
-    another architecture.
+    Raises `UserError` where the model cannot be found or read, cannot classify sequences, or its
+    checkpoint belongs to another architecture.
     """
     located = locate(name)
+    local = Path(located).is_dir()
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     config = load_config(name, trust_remote_code=trust_remote_code)
+    require_classifier(config)
+    if local:
+        _check_weights(Path(located))
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     config.num_labels = num_labels
-    config.use_cache = False
-    config.pad_token_id = tokenizer.pad_token_id
-    if Path(located).is_dir() and not any(Path(located).glob("*.safetensors")):
-        pickled = any(Path(located).glob("*.bin"))
-        what = "only pickled weights, which can run code: convert them to safetensors" if pickled else "no weights"
-        raise UserError(f"model directory {located} has {what} (model.safetensors is needed)")
-    try:
-        with _quiet():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                located,
-                config=config,
-                dtype=DTYPES[chosen_dtype],
-                # The CPU's flash kernel spends a third of a training step in its backward.
-                attn_implementation="eager" if chosen_device.type == "cpu" else None,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(explain(name, error)) from error
+    text_config = config.get_text_config()
+    text_config.use_cache = False
+    text_config.pad_token_id = tokenizer.pad_token_id
+    with explained(name, located, "weights"), _quiet(progress=not local):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            located,
+            config=config,
+            dtype=DTYPES[chosen_dtype],
+            # The CPU's flash kernel spends a third of a training step in its backward.
+            attn_implementation="eager" if chosen_device.type == "cpu" else None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+        model.to(chosen_device)
     missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    fresh = frozenset(key.rsplit(".", 1)[0] for key in missing)
-    _check_checkpoint(name, fresh)
+    fresh = frozenset(key.rpartition(".")[0] for key in missing)
+    trained = _trained_modules(model, fresh)
+    _check_checkpoint(name, model, fresh, trained)
     model.requires_grad_(False)
     _remove_dropout(model)
-    model.to(chosen_device)
     model.train()
     return BaseModel(
         name=str(name),
-        revision=getattr(model.config, "_commit_hash", None) or _weights_hash(Path(located)),
+        revision=_weights_hash(Path(located)) if local else model.config._commit_hash,
         model=model,
         tokenizer=tokenizer,
         device=chosen_device,
         dtype=chosen_dtype,
-        trained_modules=_trained_modules(model, fresh),
+        trained_modules=trained,
         fresh_modules=fresh,
     )
 
 
 def position_limit(base: BaseModel) -> int | None:
     """The longest sequence the model has positions for; None where nothing limits it."""
-    limits = [getattr(base.model.config, "max_position_embeddings", None), base.tokenizer.model_max_length]
+    limits = [
+        getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
+        base.tokenizer.model_max_length,
+    ]
+    for name, module in base.model.named_modules():
+        # RoBERTa and its like count positions from after the padding index.
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
     known = [limit for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(known) if known else None
+
+
+def _check_weights(directory: Path) -> None:
+    if not any(directory.glob("*.safetensors")):
+        pickled = any(directory.glob("*.bin"))
+        what = "only pickled weights, which can run code: convert them to safetensors" if pickled else "no weights"
+        raise UserError(f"model directory {directory} has {what} (model.safetensors is needed)")
 
 
 def _trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str, ...]:
@@ -170,31 +185,37 @@ def _trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str
     return tuple(
         name
         for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-        and (name in fresh or any(name == head or name.startswith(f"{head}.") for head in heads))
+        if any(True for _ in module.parameters(recurse=False)) and (name in fresh or within(name, heads))
     )
 
 
-def _check_checkpoint(name: str | Path, fresh: frozenset[str]) -> None:
+def _check_checkpoint(
+    name: str | Path, model: PreTrainedModel, fresh: frozenset[str], trained: tuple[str, ...]
+) -> None:
     inside = sorted(module for module in fresh if re.search(r"\.\d+\.", module))
     if inside:
         raise UserError(
             f"the weights of {name} lack {len(inside)} modules of its layers ({inside[0]} …): "
             "the checkpoint belongs to another architecture than its config.json"
         )
+    types = {module: type(model.get_submodule(module)) for module in sorted({*fresh, *trained})}
+    other = [f"{module} ({kind.__name__})" for module, kind in types.items() if not issubclass(kind, nn.Linear)]
+    if other:
+        raise UserError(
+            f"model {name} would need {', '.join(other)} trained in full beside an adapter, because its weights lack "
+            "them or they belong to its head: only linear layers can be"
+        )
 
 
 def _remove_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        # Attention functions read plain attributes such as `attention_dropout`.
-        for attribute, value in vars(module).items():
-            if "dropout" in attribute and isinstance(value, float):
-                setattr(module, attribute, 0.0)
-    for attribute, value in vars(model.config).items():
-        if ("dropout" in attribute or "pdrop" in attribute) and isinstance(value, float):
-            setattr(model.config, attribute, 0.0)
+        # Attention functions read attributes such as `attention_dropout`, from the module or its configuration.
+        for holder in (module, getattr(module, "config", None)):
+            for attribute, value in vars(holder).items() if holder is not None else ():
+                if "drop" in attribute and isinstance(value, float):
+                    setattr(holder, attribute, 0.0)
 
 
 def _weights_hash(directory: Path) -> str:
@@ -206,11 +227,12 @@ def _weights_hash(directory: Path) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and its report of new heads off the terminal."""
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """Keep transformers' report of new heads off the terminal, and without `progress` its bars."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    if not progress:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:

@@ -2,15 +2,18 @@
 
 Names follow PEFT: `all-linear`, a list of names or suffixes, or a regular expression that must
 match the whole module name. Two deliberate differences: a name that matches nothing is an error
-even beside others that match (PEFT is silent), and so is one that matches a module which is not linear.
+even beside others that match (PEFT is silent), and so is one that matches an embedding or a
+convolution (PEFT adapts those too).
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rankwise.errors import UserError
@@ -35,11 +38,23 @@ class LinearLayer:
         return rank * (self.d_in + self.d_out)
 
 
+def require_classifier(config: PreTrainedConfig) -> None:
+    """Raise `UserError` where transformers has no sequence classification for this architecture."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
+
+    remote = getattr(config, "auto_map", None) or {}
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if not known and AutoModelForSequenceClassification.__name__ not in remote:
+        raise UserError(f"a {config.model_type} model cannot classify sequences in transformers: give another model")
+
+
 def meta_model(config: PreTrainedConfig, *, num_labels: int = 2, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model for sequence classification without storage: shapes only."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    require_classifier(config)
+    config = copy.deepcopy(config)
     config.num_labels = num_labels
     try:
         with torch.device("meta"):
@@ -47,7 +62,7 @@ def meta_model(config: PreTrainedConfig, *, num_labels: int = 2, trust_remote_co
                 config, trust_remote_code=trust_remote_code
             )
     except ValueError as error:
-        raise UserError(f"a {config.model_type} model cannot classify sequences in transformers") from error
+        raise UserError(f"no {config.model_type} model can be built from its configuration: {error}") from error
     return model
 
 
@@ -65,12 +80,16 @@ def linear_layers(model: nn.Module) -> tuple[LinearLayer, ...]:
     return tuple(layers)
 
 
-def head_modules(model: PreTrainedModel) -> tuple[str, ...]:
-    """Children of a classification model outside its backbone that hold parameters: `classifier`, `score`, `pooler`."""
+def head_modules(model: nn.Module) -> tuple[str, ...]:
+    """The children that PEFT trains in full when a model classifies sequences: `classifier`, `score`.
+
+    PEFT compares the ends of names, so that DistilBERT's `pre_classifier` is one too. Source:
+    `PeftModelForSequenceClassification` and `_set_trainable` in peft 0.21.
+    """
     return tuple(
         name
         for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
+        if name.endswith(("classifier", "score")) and any(True for _ in child.parameters())
     )
 
 
@@ -84,52 +103,58 @@ def match_targets(
 ) -> tuple[LinearLayer, ...]:
     """The linear layers that `target_modules` names, in the order of the model's modules.
 
-    Modules in `trained` (trained in full: heads) and the output embeddings are never adapted by
-    `all-linear`; naming a trained module is an error.
+    Modules in `trained` (trained in full: heads) are never adapted, the output embeddings not by
+    `all-linear`. Raises `UserError` for a name that matches nothing, or no linear layer.
     """
-    layers = linear_layers(model)
-    candidates = [layer for layer in layers if not within(layer.name, trained)]
-    if isinstance(target_modules, str):
-        if target_modules.lower() == ALL_LINEAR:
-            output = getattr(model, "get_output_embeddings", lambda: None)()
-            chosen = [layer for layer in candidates if output is None or model.get_submodule(layer.name) is not output]
-            if not chosen:
-                raise UserError("target modules all-linear: the model has no linear layer to adapt")
-            return tuple(chosen)
-        return _match_pattern(target_modules, candidates)
-    chosen_names: set[str] = set()
-    for target in target_modules:
-        matched = [layer.name for layer in candidates if _matches(layer.name, target)]
-        if not matched:
-            raise UserError(_no_match(model, target, candidates, trained))
-        chosen_names.update(matched)
-    return tuple(layer for layer in candidates if layer.name in chosen_names)
+    layers = {layer.name: layer for layer in linear_layers(model) if not within(layer.name, trained)}
+    if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        chosen = {name for name in layers if output is None or model.get_submodule(name) is not output}
+    elif isinstance(target_modules, str):
+        chosen = _matched(model, target_modules, _pattern(target_modules), layers, trained)
+    else:
+        chosen = {
+            name
+            for target in target_modules
+            for name in _matched(model, target, partial(is_named, target=target), layers, trained)
+        }
+    if not chosen:
+        raise UserError(f"target modules {target_modules}: no linear layer is left to adapt")
+    return tuple(layer for name, layer in layers.items() if name in chosen)
 
 
-def _matches(name: str, target: str) -> bool:
+def is_named(name: str, target: str) -> bool:
+    """PEFT's rule for one entry of a list: the whole name, or its end after a dot."""
     return name == target or name.endswith(f".{target}")
 
 
-def _match_pattern(pattern: str, candidates: Sequence[LinearLayer]) -> tuple[LinearLayer, ...]:
+def _pattern(target: str) -> Callable[[str], object]:
     try:
-        compiled = re.compile(pattern)
+        return re.compile(target).fullmatch
     except re.error as error:
-        raise UserError(f"target modules {pattern!r}: not a regular expression, {error}") from error
-    chosen = tuple(layer for layer in candidates if compiled.fullmatch(layer.name))
-    if not chosen:
-        example = candidates[0].name if candidates else "none"
+        raise UserError(f"target modules {target!r}: not a regular expression, {error}") from error
+
+
+def _matched(
+    model: nn.Module,
+    target: str,
+    matches: Callable[[str], object],
+    layers: Iterable[str],
+    trained: Sequence[str],
+) -> set[str]:
+    matched = {name: module for name, module in model.named_modules() if name and matches(name)}
+    free = {name: module for name, module in matched.items() if not within(name, trained)}
+    for name, module in free.items():
+        if name not in layers:
+            raise UserError(
+                f"target module {target!r} matches {name}, a {type(module).__name__}: only linear layers can be adapted"
+            )
+    if free:
+        return set(free)
+    if matched:
         raise UserError(
-            f"target modules {pattern!r} match no linear layer (the whole name must match, for example {example})"
+            f"target module {target!r} is {next(iter(matched))}, which is trained in full: leave it out of the targets"
         )
-    return chosen
-
-
-def _no_match(model: nn.Module, target: str, candidates: Sequence[LinearLayer], trained: Sequence[str]) -> str:
-    elsewhere = [(name, module) for name, module in model.named_modules() if name and _matches(name, target)]
-    for name, module in elsewhere:
-        if within(name, trained):
-            return f"target module {target!r} is {name}, which is trained in full: leave it out of the targets"
-        return f"target module {target!r} is {name}, a {type(module).__name__}: only linear layers can be adapted"
-    suffixes = sorted({layer.name.rsplit(".", 1)[-1] for layer in candidates})
-    near = difflib.get_close_matches(target, suffixes, n=3) or suffixes[:8]
-    return f"target module {target!r} matches no linear layer; the nearest names are {', '.join(near)}"
+    known = dict.fromkeys(name if "." in target else name.rsplit(".", 1)[-1] for name in layers)
+    near = difflib.get_close_matches(target, known, n=3) or list(known)[:8]
+    raise UserError(f"target module {target!r} matches no linear layer; the nearest names are {', '.join(near)}")

