@@ -121,6 +121,27 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class ComparisonPlan:
+    """What a comparison would train and what that would take, from a few timed steps of each rank.
+
+    `training_seconds` is the time of all trials' steps one after another; evaluation comes on top.
+    `peak_memory_bytes` is that of the largest pack, None where the device has no counter.
+    """
+
+    trials: int
+    packs: int
+    steps: int
+    training_seconds: float
+    peak_memory_bytes: int | None
+    disk_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """What `--plan --json` prints."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class RankComparison:
     """A finished comparison: one experiment a rank, in the order of ranks, beside rank 0.
 

@@ -42,6 +42,9 @@ def load_classification(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     keep_leaked: bool = False,
+    train_examples: int | None = None,
+    validation_examples: int | None = None,
+    test_examples: int | None = None,
     split_seed: int = 0,
     name: str = "classification",
 ) -> Task:
@@ -52,6 +55,7 @@ def load_classification(
     `keep_leaked`, and validation examples that occur in train likewise; case, white space and Unicode
     compatibility forms make no difference. Labels that are all integers are ordered by value (1.0
     counts as 1), others alphabetically, unless the source declares an order. `max_length` counts tokens.
+    The caps take a random part of a split; a larger cap adds examples and changes none.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
@@ -63,6 +67,11 @@ def load_classification(
     splits = {split: _examples(of, classes, text=text, text_pair=text_pair, label=label) for split, of in rows.items()}
     splits, cut_notes = _cut_missing(splits, classes, rows["train"].origin, split_seed)
     splits, leak_notes = _drop_leaked(splits, keep=keep_leaked)
+    caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
+    splits = {split: _capped(examples, caps[split], split_seed) for split, examples in splits.items()}
+    missing = [name for index, name in enumerate(classes.names) if index not in splits["train"].labels]
+    if missing:
+        raise UserError(f"{train_examples:,} train examples have none of label {quoted(missing)}; use more of them")
     return build_task(
         name, classes.names, splits, tokenizer=tokenizer, max_length=max_length, notes=[*cut_notes, *leak_notes]
     )
@@ -165,6 +174,12 @@ def _drop_leaked(splits: dict[SplitName, Examples], *, keep: bool) -> tuple[dict
             notes.append(f"{found}; they were removed from {split}")
             splits[split] = splits[split].take(np.flatnonzero(~leaked))
     return splits, notes
+
+
+def _capped(examples: Examples, cap: int | None, seed: int) -> Examples:
+    if cap is None or cap >= len(examples):
+        return examples
+    return examples.take(np.random.default_rng(seed).permutation(len(examples))[:cap])
 
 
 def _fingerprints(examples: Examples) -> UInt64[np.ndarray, " examples"]:

@@ -114,7 +114,7 @@ def _fit(
         optimizer.zero_grad()
         penalty = weight_decay / 2 * torch.stack([weight.square().sum() for weight in head.weights]).sum()
         value = functional.cross_entropy(head(x), labels) + penalty
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     best, best_loss, since = head, float("inf"), 0

@@ -131,7 +131,7 @@ def train_step(
     for rows in batches:
         batch = collate(task.train, rows, task.pad_token_id).to(pack.base.device)
         loss = example_nll(pack, batch)[0].sum(dim=1) / total
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
         losses += loss.detach()
     optimizer.step(number)
     return losses

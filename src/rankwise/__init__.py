@@ -1,0 +1,55 @@
+"""Which LoRA rank? Answered by measurement.
+
+The public names are loaded when they are first used, so that `rankwise --help` and the statistics do
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankwise.compare.config import ComparisonConfig
+    from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
+    from rankwise.errors import RunError, UserError
+    from rankwise.memory.formula import estimate_lora_params
+    from rankwise.records import Baseline, ComparisonPlan, ParameterCount, RankComparison, RankExperiment, Trial
+
+_HOME = {
+    "Baseline": "rankwise.records",
+    "ComparisonConfig": "rankwise.compare.config",
+    "ComparisonPlan": "rankwise.records",
+    "ParameterCount": "rankwise.records",
+    "RankComparison": "rankwise.records",
+    "RankExperiment": "rankwise.records",
+    "RunError": "rankwise.errors",
+    "Trial": "rankwise.records",
+    "UserError": "rankwise.errors",
+    "estimate_lora_params": "rankwise.memory.formula",
+    "plan_rank_comparison": "rankwise.compare.run",
+    "run_rank_comparison": "rankwise.compare.run",
+}
+
+__version__ = version("rankwise")
+__all__ = [
+    "Baseline",
+    "ComparisonConfig",
+    "ComparisonPlan",
+    "ParameterCount",
+    "RankComparison",
+    "RankExperiment",
+    "RunError",
+    "Trial",
+    "UserError",
+    "estimate_lora_params",
+    "plan_rank_comparison",
+    "run_rank_comparison",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'rankwise' has no attribute {name!r}")

@@ -1,0 +1,44 @@
+"""`rankwise compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.compare.config import ComparisonConfig, read_config_file
+
+
+def compare(
+    *,
+    file: Annotated[
+        Path | None, typer.Argument(help="YAML file of options; those given on the command line override it.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory that everything is kept in [a new one under runs/].")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, or extend one.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show trials, time and memory from a few timed steps; start nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    options: dict[str, Any],
+) -> None:
+    """Compare LoRA ranks on a task: accuracy, training time and memory of each.
+
+    rankwise compare --train train.csv --text sentence --label label --ranks 4,8,16,32
+    """
+    values = {} if file is None else read_config_file(file)
+    config = ComparisonConfig.from_mapping(
+        {name.replace("-", "_"): value for name, value in values.items()} | options,
+        origin="the command line" if file is None else str(file),
+    )
+
+    from rankwise.cli.show import show_comparison, show_plan
+
+    if plan:
+        show_plan(config, json=json)
+    else:
+        again = f"rankwise compare{'' if file is None else f' {file}'} …"
+        show_comparison(config, run=run, resume=resume, json=json, command=again)

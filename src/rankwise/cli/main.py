@@ -1,0 +1,69 @@
+"""The command line: which commands there are, and how an error reaches the user.
+
+Exit codes: 0, 1 for a failed run, 2 for bad input, 130 for an interrupt. An error is one line on standard
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from rankwise.cli.compare import compare
+from rankwise.cli.demo import demo
+from rankwise.cli.options import options_from_config
+from rankwise.errors import RunError, UserError
+
+app = typer.Typer(
+    name="rankwise",
+    help="Which LoRA rank? Answered by measurement.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(options_from_config(compare))
+app.command()(demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rankwise import __version__
+
+        print(f"rankwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    # Set before transformers is imported: a warning of a library's is not this program's voice.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error), 2)
+    except RunError as error:
+        code = _fail(str(error), 1)
+    except KeyboardInterrupt:
+        code = 130
+    except TyperException as error:
+        code = _fail(" ".join(error.format_message().split()), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"rankwise: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,51 @@
+"""Run a comparison for somebody who watches: progress on standard error, the result on standard output."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from rankwise.cli.progress import watched
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
+from rankwise.report.plan import plan_table
+from rankwise.report.tables import comparison_notes, comparison_table
+
+
+def show_comparison(config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool, command: str) -> None:
+    """Run or resume a comparison and print its table, or its JSON document."""
+    run = run or new_run()
+    try:
+        with watched() as observe:
+            comparison = run_rank_comparison(config, run=run, resume=resume, observe=observe)
+    except KeyboardInterrupt:
+        if (run / "comparison.json").is_file():
+            print(f"rankwise: interrupted; go on with: {command} --run {run} --resume", file=sys.stderr)
+        raise
+    if json:
+        _print_json(comparison.to_dict())
+        return
+    console = Console()
+    console.print(comparison_table(comparison))
+    console.print(comparison_notes(comparison))
+    console.print(
+        f"run      {comparison.run}", f"adapter  {comparison.adapter}", sep="\n", markup=False, soft_wrap=True
+    )
+
+
+def show_plan(config: ComparisonConfig, *, json: bool) -> None:
+    """Print what a comparison would take."""
+    with watched() as observe:
+        plan = plan_rank_comparison(config, observe=observe)
+    if json:
+        _print_json(plan.to_dict())
+    else:
+        Console().print(plan_table(plan))
+
+
+def _print_json(document: dict[str, object]) -> None:
+    json_format.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    print()

@@ -1,0 +1,251 @@
+"""What is compared, on what, and how: every option of `rankwise compare`, declared once.
+
+The command line, configuration files and Python all fill this one record. A field's metadata holds its
+help text and how text becomes its value, so an option cannot exist in one place and be lost in another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from rankwise.errors import UserError
+from rankwise.records import Trial
+from rankwise.tasks.source import Source
+
+AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
+T = TypeVar("T")
+
+
+def split_list(value: object) -> list[str]:
+    """The items of "4,8,16", of a YAML list, or of a single value.
+
+    >>> split_list("4, 8"), split_list([4, 8]), split_list(8)
+    (['4', '8'], ['4', '8'], ['8'])
+    """
+    items = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(item).strip() for item in items]
+
+
+def _number(value: object, kind: type[int] | type[float], low: float, what: str) -> Any:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = kind(str(value).strip())
+    except ValueError:
+        raise UserError(f"{value!r} is not {what}") from None
+    if not (math.isfinite(number) and number >= low):
+        raise UserError(f"{value!r} is not {what}")
+    return number
+
+
+def whole_number(low: int) -> Callable[[object], int]:
+    return lambda value: int(_number(value, int, low, f"a whole number of at least {low}"))
+
+
+def _positive(value: object) -> float:
+    number = float(_number(value, float, 0, "a number above 0"))
+    if number == 0:
+        raise UserError(f"{value!r} is not a number above 0")
+    return number
+
+
+def _share(value: object) -> float:
+    number = float(_number(value, float, 0, "a share from 0 to below 1"))
+    if number >= 1:
+        raise UserError(f"{value!r} is not a share from 0 to below 1")
+    return number
+
+
+def _distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T, ...]]:
+    def parsed(value: object) -> tuple[T, ...]:
+        items = tuple(parse(item) for item in split_list(value))
+        twice = sorted({str(item) for item in items if items.count(item) > 1})
+        if twice:
+            raise UserError(f"{what} {', '.join(twice)} given more than once")
+        return items
+
+    return parsed
+
+
+def _ranks(value: object) -> tuple[int, ...]:
+    return tuple(sorted(_distinct(whole_number(1), "rank")(value)))
+
+
+def _rates(value: object) -> tuple[float, ...]:
+    return tuple(sorted(_distinct(_positive, "learning rate")(value)))
+
+
+def _alpha(value: object) -> AlphaRule:
+    if value in ("rank", "2rank"):
+        return value  # type: ignore[return-value]
+    try:
+        return _positive(value)
+    except UserError:
+        raise UserError(f"{value!r} is not rank, 2rank or a number above 0") from None
+
+
+def _targets(value: object) -> str | tuple[str, ...]:
+    """`all-linear` and regular expressions stay text, names become a list.
+
+    >>> _targets("q_proj,v_proj"), _targets("query"), _targets("all-linear"), _targets(r".*[qv]_proj")
+    (('q_proj', 'v_proj'), ('query',), 'all-linear', '.*[qv]_proj')
+    """
+    if isinstance(value, str) and (value == "all-linear" or re.search(r"[*+?()\[\]|\\^$]", value)):
+        return value
+    return tuple(dict.fromkeys(split_list(value)))
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise UserError(f"{value!r} is not true or false")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    raise UserError(f"{value!r} is not a text")
+
+
+def _source(value: object) -> Source:
+    return _text(value) if isinstance(value, str) or value is None else value  # type: ignore[return-value]
+
+
+def _one_of(*choices: str) -> Callable[[object], Any]:
+    def parsed(value: object) -> str:
+        if value not in choices:
+            raise UserError(f"{value!r} is not one of {', '.join(choices)}")
+        return str(value)
+
+    return parsed
+
+
+def _option(default: Any, parse: Callable[[object], Any], help: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """A comparison's configuration. Values are checked when it is made; `UserError` names the field.
+
+    >>> ComparisonConfig(train="train.csv", ranks="4,8", learning_rates=[1e-3]).ranks
+    (4, 8)
+    """
+
+    model: str = _option("embedded", _text, "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2.")
+    task: Literal["classification", "docmatch"] = _option(
+        "classification",
+        _one_of("classification", "docmatch"),
+        "`classification` of your data, or `docmatch`, built in.",
+    )
+    train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
+    validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
+    test: Source | None = _option(None, _source, "Test data; cut from train where not given.")
+    text: str = _option("text", _text, "Column of the text.")
+    text_pair: str | None = _option(None, _text, "Column of the second text, for pairs.")
+    label: str = _option("label", _text, "Column of the label.")
+    keep_leaked: bool = _option(False, _flag, "Keep test examples that also occur in train.")
+    max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
+    max_validation_examples: int | None = _option(None, whole_number(2), "Use this many validation examples.")
+    max_test_examples: int | None = _option(None, whole_number(2), "Use this many test examples; more extend a run.")
+    max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
+    ranks: tuple[int, ...] = _option((4, 8, 16, 32), _ranks, "Ranks to compare.")
+    alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
+    rslora: bool = _option(False, _flag, "Scale by alpha/sqrt(rank) instead of alpha/rank.")
+    target_modules: str | tuple[str, ...] = _option(
+        "all-linear", _targets, "Modules to adapt: `all-linear`, names, or a regular expression."
+    )
+    learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), _rates, "Learning rates tried at every rank.")
+    seeds: int = _option(3, whole_number(1), "How many seeds each rank and learning rate is trained with.")
+    first_seed: int = _option(0, whole_number(0), "The first seed; the others follow it.")
+    steps: int | None = _option(None, whole_number(1), "Optimiser steps of each trial.")
+    epochs: float | None = _option(None, _positive, "Passes over the training data instead of steps [3].")
+    batch_size: int = _option(16, whole_number(1), "Examples of one batch.")
+    gradient_accumulation: int = _option(1, whole_number(1), "Batches of one optimiser step.")
+    gradient_checkpointing: bool = _option(False, _flag, "Recompute activations to save memory.")
+    warmup_ratio: float = _option(0.1, _share, "Share of the steps over which the learning rate rises.")
+    schedule: Literal["linear", "cosine"] = _option(
+        "linear", _one_of("linear", "cosine"), "How the learning rate then falls to 0: `linear` or `cosine`."
+    )
+    max_grad_norm: float = _option(1.0, _positive, "Norm that each trial's gradient is clipped to.")
+    evaluations: int = _option(4, whole_number(1), "How often validation is scored.")
+    dtype: Literal["auto", "float32", "bfloat16"] = _option(
+        "auto", _one_of("auto", "float32", "bfloat16"), "Base model's dtype: `auto`, `float32` or `bfloat16`."
+    )
+    device: str = _option("auto", _text, "`auto`, `cpu`, `cuda:N` or `mps`.")
+    pack_size: int | None = _option(
+        None, whole_number(1), "Most trials trained together; chosen to fit where not given."
+    )
+    trust_remote_code: bool = _option(False, _flag, "Run code that the model brings.")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value is None and option.default is None:
+                continue
+            try:
+                object.__setattr__(self, option.name, option.metadata["parse"](value))
+            except UserError as error:
+                raise UserError(f"{option.name.replace('_', '-')}: {error}") from None
+        if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
+            raise UserError("task docmatch brings its own data: leave out train, validation and test")
+        if self.task == "classification" and self.train is None:
+            raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("steps and epochs are both given: leave one out")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:
+        """A configuration from names as they are written on the command line or in a file (`origin`)."""
+        names = [option.name for option in fields(cls)]
+        given = {str(name).replace("-", "_"): value for name, value in values.items()}
+        for name in given:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+                raise UserError(f"{origin}: no option {name.replace('_', '-')!r}{hint}")
+        return cls(**given)
+
+    def trial(self, rank: int, learning_rate: float, seed: int) -> Trial:
+        alpha = {"rank": float(rank), "2rank": 2.0 * rank}.get(str(self.alpha))
+        return Trial(rank, float(self.alpha) if alpha is None else alpha, self.rslora, learning_rate, seed)
+
+    @property
+    def seed_numbers(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; data in memory is told by its type."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return list(value)
+            is_plain = value is None or isinstance(value, str | int | float)
+            return value if is_plain else (str(value) if isinstance(value, Path) else type(value).__name__)
+
+        return {option.name: plain(getattr(self, option.name)) for option in fields(self)}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The options in a YAML file; data files in it are found from where it lies."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold options, one `name: value` a line")
+    for name in ("train", "validation", "test"):
+        value = values.get(name)
+        if isinstance(value, str) and (path.parent / value).is_file():
+            values[name] = str(path.parent / value)
+    return values

@@ -1,0 +1,191 @@
+"""The run directory: everything one comparison leaves on disk, and whether it may go on.
+
+comparison.json     the resolved configuration, the model's revision, the data's fingerprints
+journal.jsonl       what happened, in order
+checkpoints/        the pack in progress
+trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet (example_id, nll, correct)
+baseline/           rank 0: scores.parquet
+adapter/            the best trial's adapter
+experiments.json    what `--json` prints
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from rankwise.compare.journal import Journal
+from rankwise.durable import write_directory, write_file
+from rankwise.errors import RunError, UserError
+from rankwise.records import Evaluation, Trial, TrialResult
+from rankwise.tasks.task import Split
+
+Description: TypeAlias = dict[str, Any]
+
+_MAY_GROW = ("ranks", "learning_rates", "seeds", "max_test_examples")
+# Which data they are is told by the fingerprints; the last two change no number.
+_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size")
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def trial(self, trial: Trial) -> Path:
+        return self.path / "trials" / trial.id
+
+    def checkpoint(self, pack: str) -> Path:
+        return self.path / "checkpoints" / f"{pack}.safetensors"
+
+    def check_free(self, *, resume: bool) -> None:
+        """Raise `UserError` where there is something already, unless it is a run and to be resumed."""
+        if resume and not (self.path / "comparison.json").is_file():
+            raise UserError(f"{self.path} is not a run directory, so there is nothing to resume; leave out --resume")
+        if resume or not self.path.exists():
+            return
+        if (self.path / "comparison.json").is_file():
+            raise UserError(f"run directory {self.path} exists: continue it with --resume, or choose another --run")
+        if not self.path.is_dir() or any(self.path.iterdir()):
+            raise UserError(f"{self.path} exists and is not a run directory; choose another --run")
+
+    def check_space(self, needed: int) -> None:
+        """Raise `UserError` where the disk cannot hold `needed` bytes."""
+        existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise UserError(
+                f"not enough disk: the run needs {needed / 1e9:.1f} GB and {existing} has {free / 1e9:.1f} GB free; "
+                "free some, or choose another --run"
+            )
+
+    def open(self, description: Description, test: Split) -> Journal:
+        """Create the run, or check that the one that is there may go on with this description.
+
+        More seeds, ranks, learning rates or test examples extend a run; any other difference of
+        configuration, model or data is a `UserError` that names it.
+        """
+        file = self.path / "comparison.json"
+        if file.is_file():
+            try:
+                there = json.loads(file.read_text())
+                differences = _differences(there, description, test)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(f"{file} is damaged ({error}); restore it from a copy, or start a new run") from error
+            if differences:
+                raise UserError(
+                    f"run directory {self.path} belongs to another comparison: {'; '.join(differences)}; "
+                    "choose another --run"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(file, description)
+        except OSError as error:
+            raise UserError(
+                f"run directory {self.path} cannot be written ({error.strerror}); choose another --run"
+            ) from error
+        return Journal(self.path / "journal.jsonl")
+
+    def write_result(self, result: TrialResult) -> None:
+        """Learning curve of a trial: train_nll at every step, validation scores where they were taken."""
+        evaluations = {evaluation.step: evaluation for evaluation in result.evaluations}
+        steps = range(1, len(result.train_nll) + 1)
+        curve = pd.DataFrame(
+            {
+                "step": steps,
+                "train_nll": result.train_nll,
+                "validation_nll": [evaluations[step].nll if step in evaluations else None for step in steps],
+                "validation_accuracy": [evaluations[step].accuracy if step in evaluations else None for step in steps],
+            }
+        )
+        self.trial(result.trial).mkdir(parents=True, exist_ok=True)
+        write_file(self.trial(result.trial) / "curve.parquet", curve.to_parquet)
+
+    def read_result(self, trial: Trial, status: str) -> TrialResult:
+        curve = _read_parquet(self.trial(trial) / "curve.parquet")
+        scored = curve[curve["validation_accuracy"].notna()]
+        evaluations = zip(scored["step"], scored["validation_nll"], scored["validation_accuracy"], strict=True)
+        return TrialResult(
+            trial,
+            "diverged" if status == "diverged" else "trained",
+            tuple(curve["train_nll"].tolist()),
+            tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
+        )
+
+    def write_scores(self, directory: Path, example_ids: np.ndarray, nll: np.ndarray, correct: np.ndarray) -> None:
+        """Per-example test scores of a trial, or of rank 0."""
+        directory.mkdir(parents=True, exist_ok=True)
+        scores = pd.DataFrame({"example_id": example_ids, "nll": nll, "correct": correct})
+        write_file(directory / "scores.parquet", scores.to_parquet)
+
+    def read_scores(self, directory: Path) -> pd.DataFrame:
+        return _read_parquet(directory / "scores.parquet")
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baseline"
+
+    def publish_adapter(self, trial: Trial) -> None:
+        """Copy a trial's adapter to `adapter/`."""
+        source = self.trial(trial) / "adapter"
+        write_directory(self.adapter, lambda beside: shutil.copytree(source, beside, dirs_exist_ok=True))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_file(path, lambda beside: beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())[:120]}); "
+            "restore it from a copy, or start a new run"
+        ) from error
+
+
+def _differences(there: Description, here: Description, test: Split) -> list[str]:
+    """What forbids going on, a phrase each."""
+    found = []
+    for name, value in here["config"].items():
+        old = there["config"][name]
+        if name in _MAY_DIFFER or value == old:
+            continue
+        label = name.replace("_", "-")
+        if name in _MAY_GROW:
+            if not _grown(old, value):
+                found.append(f"{label} is {_shown(old)} there, and {_shown(value)} does not contain that")
+        else:
+            found.append(f"{label} is {_shown(old)} there and {_shown(value)} here")
+    for name, value in here["model"].items():
+        if value != there["model"][name]:
+            found.append(f"the model's {name} is {_shown(there['model'][name])} there and {_shown(value)} here")
+    for split in ("train", "validation"):
+        if there["data"][split] != here["data"][split]:
+            found.append(f"the {split} data differ")
+    seen = there["data"]["test"]["examples"]
+    if seen > len(test) or test.fingerprint(first=seen) != there["data"]["test"]["sha256"]:
+        found.append("the test data differ")
+    return found
+
+
+def _grown(old: Any, new: Any) -> bool:
+    if isinstance(old, Sequence):
+        return set(old) <= set(new)
+    return new is None or (old is not None and new >= old)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,143 @@
+"""Everything a comparison has in memory before anything is measured or trained."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+
+from rankwise.base.load import BaseModel, load_base, load_tokenizer, position_limit
+from rankwise.base.shapes import LinearLayer, match_targets
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.directory import Description
+from rankwise.compare.plan import MOST_TRIALS, grid
+from rankwise.errors import UserError
+from rankwise.memory.formula import check_ranks, count_params
+from rankwise.records import ParameterCount, Trial
+from rankwise.tasks.classification import load_classification
+from rankwise.tasks.docmatch import load_docmatch
+from rankwise.tasks.task import Split, Task
+from rankwise.train.settings import TrainingSettings, steps_of_epochs
+
+_DEFAULT_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is in memory before anything is measured or trained."""
+
+    config: ComparisonConfig
+    base: BaseModel
+    task: Task
+    targets: tuple[LinearLayer, ...]
+    settings: TrainingSettings
+    notes: tuple[str, ...]
+
+    def params(self, rank: int) -> ParameterCount:
+        return count_params(self.base.model, self.targets, self.base.trained_modules, rank)
+
+    @property
+    def cost_arguments(self) -> tuple[BaseModel, Task, list[Trial], tuple[LinearLayer, ...], TrainingSettings]:
+        rate, seed = self.config.learning_rates[0], self.config.first_seed
+        trials = [self.config.trial(rank, rate, seed) for rank in self.config.ranks]
+        return self.base, self.task, trials, self.targets, self.settings
+
+
+def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
+    tell("reading data")
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    if config.task == "docmatch":
+        task = load_docmatch(
+            tokenizer,
+            config.max_length,
+            train_examples=config.max_train_examples,
+            validation_examples=config.max_validation_examples,
+            test_examples=config.max_test_examples,
+        )
+    else:
+        assert config.train is not None
+        task = load_classification(
+            train=config.train,
+            validation=config.validation,
+            test=config.test,
+            text=config.text,
+            text_pair=config.text_pair,
+            label=config.label,
+            tokenizer=tokenizer,
+            max_length=config.max_length,
+            keep_leaked=config.keep_leaked,
+            train_examples=config.max_train_examples,
+            validation_examples=config.max_validation_examples,
+            test_examples=config.max_test_examples,
+        )
+    tell("loading the base model")
+    base = load_base(
+        config.model,
+        num_labels=len(task.labels),
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    limit = position_limit(base)
+    if limit is not None and config.max_length > limit:
+        raise UserError(f"max-length: {config.max_length} is more than the {limit} positions that {config.model} has")
+    targets = match_targets(base.model, config.target_modules, trained=base.trained_modules)
+    warnings = check_ranks(config.ranks, targets)
+    steps = config.steps
+    if steps is None:
+        epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
+        steps = steps_of_epochs(epochs, len(task.train), config.batch_size, config.gradient_accumulation)
+    settings = TrainingSettings(
+        steps=steps,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        warmup_ratio=config.warmup_ratio,
+        schedule=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+        evaluations=config.evaluations,
+        checkpointing=config.gradient_checkpointing,
+    )
+    return Prepared(config, base, task, targets, settings, (*task.notes, *warnings))
+
+
+def describe(prepared: Prepared) -> Description:
+    def data(split: Split) -> dict[str, object]:
+        return {"examples": len(split), "sha256": split.fingerprint()}
+
+    base, task = prepared.base, prepared.task
+    return {
+        "config": prepared.config.to_dict(),
+        "model": {
+            "revision": base.revision,
+            "dtype": base.dtype,
+            "device": base.device.type,
+            "targets": [target.name for target in prepared.targets],
+            "trained_modules": list(base.trained_modules),
+        },
+        "data": {
+            "labels": list(task.labels),
+            "train": data(task.train),
+            "validation": data(task.validation),
+            "test": data(task.test),
+        },
+        "steps": prepared.settings.steps,
+        "versions": {name: version(name) for name in ("rankwise", "torch", "transformers", "peft", "numpy")},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type,
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def disk_bytes(prepared: Prepared) -> int:
+    """Adapters of all trials, and the checkpoint of the largest possible pack twice (written beside, then renamed)."""
+    adapters = [4 * prepared.params(trial.rank).total for trial in grid(prepared.config)]
+    checkpoint = 3 * sum(sorted(adapters)[-(prepared.config.pack_size or MOST_TRIALS) :])
+    scores = 16 * len(prepared.task.test) * len(adapters)
+    return sum(adapters) + 2 * checkpoint + scores + 50_000_000

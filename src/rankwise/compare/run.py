@@ -1,0 +1,244 @@
+"""One comparison from its configuration to its table: prepare, plan, train, score, summarise.
+
+Each step asks the journal what is done already, so a run that was killed, one that is extended, and
+one that is new take the same way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.directory import RunDirectory, write_json
+from rankwise.compare.journal import Journal
+from rankwise.compare.plan import PlannedPack, grid, plan_packs, trials_that_fit
+from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
+from rankwise.compare.results import TestScores, choose_learning_rates, experiment, notes_on_training
+from rankwise.errors import RunError
+from rankwise.lora.attach import attached
+from rankwise.lora.peft_io import read_adapter, write_adapter
+from rankwise.records import Baseline, ComparisonPlan, RankComparison, Trial, TrialResult
+from rankwise.train.baseline import fit_baseline
+from rankwise.train.cost import StepCost, measure_costs
+from rankwise.train.loop import StepReport, TrainedTrial, run_pack, score
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The comparison turns to something else; `text` says to what."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """All trials, in packs, before training; `done` packs were trained by an earlier start of the run."""
+
+    packs: tuple[PlannedPack, ...]
+    done: frozenset[str]
+    steps: int
+
+
+Observer = Callable[[Stage | Planned | StepReport], None]
+
+
+def _ignore(event: object) -> None:
+    return None
+
+
+def run_rank_comparison(
+    config: ComparisonConfig, *, run: Path | str | None = None, resume: bool = False, observe: Observer = _ignore
+) -> RankComparison:
+    """Train every rank, learning rate and seed; choose each rank's learning rate on validation; score test.
+
+    `run` is the directory that everything is kept in, a new one under `runs/` by default. `resume` goes on
+    with a run that was interrupted, or extends one. `observe` is told how it goes.
+
+    Raises `UserError` for input that cannot be used, `RunError` for a run that cannot go on.
+    """
+    directory = RunDirectory(Path(run) if run is not None else new_run())
+    directory.check_free(resume=resume)
+    prepared = prepare(config, lambda text: observe(Stage(text)))
+    if not resume:
+        directory.check_space(disk_bytes(prepared))
+    journal = directory.open(describe(prepared), prepared.task.test)
+    costs = _costs(prepared, journal, observe)
+    baseline = _baseline(prepared, directory, journal, observe)
+    results = _train(prepared, directory, journal, costs, observe)
+    chosen = choose_learning_rates(results, config)
+    if not chosen:
+        raise RunError(f"every trial diverged; give lower --learning-rates and another --run than {directory.path}")
+    chosen_trials = [config.trial(rank, rate, seed) for rank, rate in chosen.items() for seed in config.seed_numbers]
+    _score(prepared, directory, journal, chosen_trials, observe)
+    best = min(chosen_trials, key=lambda trial: results[trial].validation_nll)
+    directory.publish_adapter(best)
+
+    experiments = []
+    for rank, rate in chosen.items():
+        trials = [config.trial(rank, rate, seed) for seed in config.seed_numbers]
+        scores = [directory.read_scores(directory.trial(trial)) for trial in trials]
+        experiments.append(
+            experiment(
+                trials[0],
+                TestScores(*(np.stack([one[column].to_numpy() for one in scores]) for column in ("nll", "correct"))),
+                prepared.task.test.groups,
+                trainable_params=prepared.params(rank).total,
+                training_time_seconds=costs[rank].seconds * prepared.settings.steps,
+                peak_memory_bytes=costs[rank].peak_bytes,
+            )
+        )
+    comparison = RankComparison(
+        run=directory.path,
+        model=config.model,
+        task=prepared.task.name,
+        experiments=tuple(experiments),
+        baseline=baseline,
+        wall_seconds=sum(event.get("seconds", 0.0) for event in journal.events),
+        adapter=directory.adapter,
+        notes=(*prepared.notes, *notes_on_training(results, chosen, config)),
+    )
+    write_json(directory.path / "experiments.json", comparison.to_dict())
+    return comparison
+
+
+def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
+    """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
+    prepared = prepare(config, lambda text: observe(Stage(text)))
+    observe(Stage("timing a few steps of each rank"))
+    costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
+    trials = grid(config)
+    size = _pack_size(prepared, costs)
+    packs = plan_packs(trials, [], size)
+    peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
+    peak = prepared.base.bytes + max(
+        sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs
+    )
+    return ComparisonPlan(
+        trials=len(trials),
+        packs=len(packs),
+        steps=prepared.settings.steps,
+        peak_memory_bytes=peak if peaks else None,
+        disk_bytes=disk_bytes(prepared),
+        training_seconds=sum(costs[trial.rank].seconds for trial in trials) * prepared.settings.steps,
+        notes=tuple(prepared.notes),
+    )
+
+
+def _costs(prepared: Prepared, journal: Journal, observe: Observer) -> dict[int, StepCost]:
+    """What a step of each rank costs, measured for all ranks together so that they can be compared."""
+    for event in reversed(journal.of("costs")):
+        costs = {cost["rank"]: StepCost(**cost) for cost in event["ranks"]}
+        if costs.keys() == set(prepared.config.ranks):
+            return costs
+    observe(Stage("timing a few steps of each rank alone"))
+    started = time.monotonic()
+    measured = measure_costs(*prepared.cost_arguments)
+    journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
+    return {cost.rank: cost for cost in measured}
+
+
+def _baseline(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> Baseline:
+    test = prepared.task.test
+    for event in journal.of("baseline"):
+        if event["examples"] == len(test):
+            return Baseline(accuracy=event["accuracy"], nll=event["nll"])
+    observe(Stage("rank 0: fitting a head on the frozen base"))
+    started = time.monotonic()
+    scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
+    directory.write_scores(directory.baseline, test.example_ids, scores.nll, scores.correct)
+    baseline = Baseline(float(scores.correct.mean()), float(scores.nll.mean(dtype=np.float64)))
+    journal.append("baseline", **asdict(baseline), examples=len(test), seconds=time.monotonic() - started)
+    return baseline
+
+
+def _train(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, costs: dict[int, StepCost], observe: Observer
+) -> dict[Trial, TrialResult]:
+    """Train the packs that are not trained yet; the results of all trials."""
+    planned = [
+        PlannedPack(event["pack"], tuple(Trial(**trial) for trial in event["trials"]))
+        for event in journal.of("planned")
+    ]
+    packs = plan_packs(grid(prepared.config), planned, _pack_size(prepared, costs))
+    for pack in packs[len(planned) :]:
+        journal.append("planned", pack=pack.id, trials=[asdict(trial) for trial in pack.trials])
+    statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
+    done = frozenset(event["pack"] for event in journal.of("trained"))
+    observe(Planned(tuple(packs), done, prepared.settings.steps))
+    results: dict[Trial, TrialResult] = {}
+    for pack in packs:
+        if pack.id in done:
+            results |= {trial: directory.read_result(trial, statuses[trial.id]) for trial in pack.trials}
+            continue
+        started = time.monotonic()
+        checkpoint = directory.checkpoint(pack.id)
+        trained = run_pack(
+            prepared.base,
+            prepared.task,
+            pack.trials,
+            prepared.targets,
+            prepared.settings,
+            checkpoint=checkpoint,
+            observe=observe,
+        )
+        for one in trained:
+            _keep(prepared, directory, one)
+            results[one.result.trial] = one.result
+        status = {one.result.trial.id: one.result.status for one in trained}
+        journal.append("trained", pack=pack.id, status=status, seconds=time.monotonic() - started)
+        checkpoint.unlink(missing_ok=True)
+    return results
+
+
+def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:
+    trial = trained.result.trial
+    # The parts must sum to the number that is reported.
+    assert sum(tensor.numel() for tensor in trained.state.values()) == prepared.params(trial.rank).total
+    directory.write_result(trained.result)
+    if trained.result.status == "trained":
+        write_adapter(directory.trial(trial) / "adapter", prepared.base, trial, trained.state, prepared.targets)
+
+
+def _score(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, trials: Sequence[Trial], observe: Observer
+) -> None:
+    """Score the chosen trials on test, a pack a seed; nothing that was not chosen touches the test split."""
+    test = prepared.task.test
+    scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
+    for seed in sorted({trial.seed for trial in trials}):
+        members = [trial for trial in trials if trial.seed == seed and trial.id not in scored]
+        if not members:
+            continue
+        observe(Stage(f"scoring seed {seed} on {len(test):,} test examples"))
+        started = time.monotonic()
+        with attached(prepared.base, members, prepared.targets) as pack:
+            for index, trial in enumerate(pack.trials):
+                adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
+                pack.load(index, adapter.state)
+            nll, correct = score(pack, test, prepared.task.pad_token_id)
+        for index, trial in enumerate(pack.trials):
+            directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
+        ids = [trial.id for trial in members]
+        journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
+
+
+def _pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
+    if prepared.config.pack_size is not None:
+        return prepared.config.pack_size
+    device = prepared.base.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    peaks = [cost.peak_bytes for cost in costs.values()]
+    peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
+    return trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
+
+
+def new_run() -> Path:
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,20 @@
+"""What a comparison would take, on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.records import ComparisonPlan
+from rankwise.report.text import bytes_text, seconds_text
+
+
+def plan_table(plan: ComparisonPlan) -> RenderableType:
+    """A line for each thing that a comparison takes, and the notes below."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("trials", f"{plan.trials} of {plan.steps:,} steps each, in {plan.packs} packs")
+    table.add_row("training time", f"about {seconds_text(plan.training_seconds)}, evaluation not counted")
+    table.add_row("peak memory", f"{bytes_text(plan.peak_memory_bytes)}, the base model included")
+    table.add_row("disk", f"{bytes_text(plan.disk_bytes)} at most")
+    return Group(table, *(Text(f"note: {note}") for note in plan.notes))

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.compare.config import ComparisonConfig, read_config_file
+from rankwise.errors import UserError
+
+ranks = st.lists(st.integers(1, 512), min_size=1, max_size=8, unique=True)
+rates = st.lists(st.floats(1e-7, 1.0), min_size=1, max_size=5, unique=True)
+blanks = st.sampled_from(["", " ", "  "])
+
+
+def config(**values: Any) -> ComparisonConfig:
+    return ComparisonConfig(**({"train": "train.csv"} | values))
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(UserError) as error:
+        config(**values)
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+@given(ranks, rates, blanks)
+def test_lists_are_the_same_from_text_from_yaml_and_from_python(
+    ranks: list[int], rates: list[float], blank: str
+) -> None:
+    made = config(ranks=tuple(ranks), learning_rates=tuple(rates))
+    assert made.ranks == tuple(sorted(ranks))
+    assert made.learning_rates == tuple(sorted(rates))
+    as_text = {"ranks": f",{blank}".join(map(str, ranks)), "learning_rates": f"{blank},".join(map(repr, rates))}
+    assert config(**as_text) == made
+    from_yaml = yaml.safe_load(yaml.safe_dump({"train": "train.csv", "ranks": ranks, "learning-rates": rates}))
+    assert ComparisonConfig.from_mapping(from_yaml, "a.yaml") == made
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "ranks": ranks.map(tuple),
+            "learning_rates": rates.map(tuple),
+            "alpha": st.one_of(st.sampled_from(["rank", "2rank"]), st.floats(0.5, 512)),
+            "rslora": st.booleans(),
+            "seeds": st.integers(1, 9),
+            "steps": st.integers(1, 10_000),
+            "target_modules": st.sampled_from(["all-linear", ("query", "value"), r".*\.(query|value)"]),
+            "schedule": st.sampled_from(["linear", "cosine"]),
+            "max_test_examples": st.one_of(st.none(), st.integers(2, 10**6)),
+        },
+    )
+)
+def test_what_a_run_directory_keeps_makes_the_same_configuration_again(values: dict[str, Any]) -> None:
+    made = config(**values)
+    assert ComparisonConfig.from_mapping(yaml.safe_load(yaml.safe_dump(made.to_dict())), "a.yaml") == made
+
+
+@given(st.text(max_size=12))
+def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) -> None:
+    try:
+        made = config(ranks=text)
+    except UserError as error:
+        assert str(error).startswith("ranks: ")
+        assert str(error).isprintable()
+    else:
+        assert made.ranks
+        assert all(rank >= 1 for rank in made.ranks)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"ranks": "4,0"}, "ranks: '0' is not a whole number of at least 1"),
+        ({"ranks": "-8"}, "ranks: '-8' is not a whole number of at least 1"),
+        ({"ranks": "8,4,8"}, "ranks: rank 8 given more than once"),
+        ({"ranks": ""}, "ranks: '' is not a whole number of at least 1"),
+        ({"ranks": [True]}, "ranks: 'True' is not a whole number of at least 1"),
+        ({"learning_rates": "1e-3,nan"}, "learning-rates: 'nan' is not a number above 0"),
+        ({"learning_rates": "0.001,1e-3"}, "learning-rates: learning rate 0.001 given more than once"),
+        ({"alpha": "half"}, "alpha: 'half' is not rank, 2rank or a number above 0"),
+        ({"seeds": 1.5}, "seeds: 1.5 is not a whole number of at least 1"),
+        ({"rslora": "yes"}, "rslora: 'yes' is not true or false"),
+        ({"warmup_ratio": 1}, "warmup-ratio: 1 is not a share from 0 to below 1"),
+        ({"schedule": "constant"}, "schedule: 'constant' is not one of linear, cosine"),
+        ({"steps": 10, "epochs": 1}, "steps and epochs are both given: leave one out"),
+        ({"train": None}, "no training data: give --train FILE, or --task docmatch for the built-in task"),
+        ({"task": "docmatch"}, "task docmatch brings its own data: leave out train, validation and test"),
+    ],
+)
+def test_one_line_says_what_is_wrong_with(values: dict[str, Any], line: str) -> None:
+    assert refusal(**values) == line
+
+
+def test_an_unknown_option_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(UserError, match=r"c.yaml: no option 'learning-rate'; did you mean learning-rates\?"):
+        ComparisonConfig.from_mapping({"learning_rate": 1e-3}, "c.yaml")
+
+
+@pytest.mark.parametrize(("rule", "alpha"), [("rank", 8.0), ("2rank", 16.0), (32, 32.0)])
+def test_alpha_of_a_trial(rule: Any, alpha: float) -> None:
+    assert config(alpha=rule).trial(8, 1e-3, 0).alpha == alpha
+
+
+def test_every_option_has_a_help_text_and_a_parser() -> None:
+    for option in fields(ComparisonConfig):
+        assert option.metadata["help"].endswith((".", "]"))
+        assert callable(option.metadata["parse"])
+
+
+def test_a_files_data_is_found_from_where_the_file_lies(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "c.yaml").write_text("train: train.csv\nvalidation: user/data\nranks: [4, 8]\n")
+    assert read_config_file(tmp_path / "c.yaml") == {
+        "train": str(tmp_path / "train.csv"),
+        "validation": "user/data",
+        "ranks": [4, 8],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("ranks: [4", "not YAML"), ("- 4\n- 8\n", "must hold options"), ("", "must hold options"), (None, "cannot be read")],
+)
+def test_a_file_that_holds_no_options(content: str | None, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=line) as error:
+        read_config_file(path)
+    assert str(error.value).isprintable()
