@@ -112,14 +112,19 @@ def match_targets(
         chosen = {name for name in layers if output is None or model.get_submodule(name) is not output}
     elif isinstance(target_modules, str):
         chosen = _matched(model, target_modules, _pattern(target_modules), layers, trained)
+        if not chosen:
+            example = f" (it must match a whole name, such as {next(iter(layers))})" if layers else ""
+            raise UserError(f"the regular expression {target_modules!r} matches no linear layer{example}")
     else:
-        chosen = {
-            name
-            for target in target_modules
-            for name in _matched(model, target, partial(is_named, target=target), layers, trained)
-        }
+        chosen = set()
+        for target in target_modules:
+            named = _matched(model, target, partial(is_named, target=target), layers, trained)
+            if not named:
+                near = ", ".join(_nearest(target, layers))
+                raise UserError(f"target module {target!r} matches no linear layer; the nearest names are {near}")
+            chosen |= named
     if not chosen:
-        raise UserError(f"target modules {target_modules}: no linear layer is left to adapt")
+        raise UserError(f"target modules {target_modules}: there is no linear layer to adapt")
     return tuple(layer for name, layer in layers.items() if name in chosen)
 
 
@@ -149,12 +154,13 @@ def _matched(
             raise UserError(
                 f"target module {target!r} matches {name}, a {type(module).__name__}: only linear layers can be adapted"
             )
-    if free:
-        return set(free)
-    if matched:
+    if matched and not free:
         raise UserError(
             f"target module {target!r} is {next(iter(matched))}, which is trained in full: leave it out of the targets"
         )
-    known = dict.fromkeys(name if "." in target else name.rsplit(".", 1)[-1] for name in layers)
-    near = difflib.get_close_matches(target, known, n=3) or list(known)[:8]
-    raise UserError(f"target module {target!r} matches no linear layer; the nearest names are {', '.join(near)}")
+    return set(free)
+
+
+def _nearest(target: str, layers: Iterable[str]) -> list[str]:
+    known = list(dict.fromkeys(name if "." in target else name.rsplit(".", 1)[-1] for name in layers))
+    return difflib.get_close_matches(target, known) or known[:8]

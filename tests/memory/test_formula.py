@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rankwise.base.shapes import LinearLayer, meta_model
+from rankwise.base.source import EMBEDDED
+from rankwise.errors import UserError
+from rankwise.memory.formula import check_ranks, estimate_lora_params
+from rankwise.records import ParameterCount
+from tests.models import peft_model, save_model, tiny_config
+
+ATTENTION = {
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "modernbert": ["Wqkv"],
+    "gpt2": ["c_attn"],
+    "llama": ["q_proj", "v_proj"],
+    "qwen3": ["q_proj", "v_proj"],
+}
+
+
+@pytest.mark.parametrize("architecture", ATTENTION)
+@pytest.mark.parametrize("attention_only", [False, True])
+@pytest.mark.parametrize("rank", [1, 8, 13])
+def test_the_count_is_what_peft_trains(architecture: str, attention_only: bool, rank: int) -> None:
+    targets: Any = ATTENTION[architecture] if attention_only else "all-linear"
+    config = tiny_config(architecture)
+    peft = peft_model(meta_model(config, num_labels=3), r=rank, target_modules=targets)
+    trained = {name: parameter.numel() for name, parameter in peft.named_parameters() if parameter.requires_grad}
+    adapters = sum(count for name, count in trained.items() if ".lora_" in name)
+    count = estimate_lora_params(config, rank, targets, num_labels=3)
+    assert count == ParameterCount(adapters, sum(trained.values()) - adapters)
+    assert count.total == peft.get_nb_trainable_parameters()[0]
+
+
+def test_a_published_figure() -> None:
+    # Llama-3.2-3B as its config.json gives it; the count is the one printed by PEFT in runs that were published.
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+    assert estimate_lora_params(config, 64, ["q_proj", "v_proj"]) == ParameterCount(18_350_080, 2 * 3072)
+
+
+def test_a_name_a_directory_a_configuration_and_a_module_count_alike(tmp_path: Path) -> None:
+    config = tiny_config("bert")
+    directory = save_model(tmp_path / "model", "bert")
+    (directory / "model.safetensors").unlink()
+    counts = {estimate_lora_params(model, 4) for model in (config, directory, str(directory), meta_model(config))}
+    assert len(counts) == 1
+    assert estimate_lora_params(EMBEDDED, 4).adapters == 4 * 6 * (4 * 2 * 384 + 2 * (384 + 1536)) + 4 * 2 * 384
+
+
+def test_a_module_without_a_head_has_only_adapters() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    assert estimate_lora_params(model, 4).heads == 0
+    assert estimate_lora_params(model, 4).adapters == estimate_lora_params(tiny_config("llama"), 4).adapters
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_one_is_refused(rank: int) -> None:
+    with pytest.raises(UserError, match=f"rank {rank}: .* at least 1"):
+        estimate_lora_params(tiny_config("bert"), rank)
+
+
+LAYERS = (LinearLayer("wide", 64, 128), LinearLayer("narrow", 64, 16), LinearLayer("square", 64, 64))
+
+
+def test_ranks_that_every_layer_has_are_accepted_silently() -> None:
+    assert check_ranks([1, 16], LAYERS) == ()
+
+
+def test_a_rank_that_some_layers_lack_is_warned_about() -> None:
+    (warning,) = check_ranks([8, 17, 16], LAYERS)
+    assert "rank 17 is more than 1 of 3 adapted layers have (narrow: 16)" in warning
+    assert len(check_ranks([17, 64], LAYERS)) == 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([], "no rank"),
+        ([8, 0], "rank 0.*frozen base model, is always measured"),
+        ([-2], "rank -2: an adapter's rank is at least 1"),
+        ([4, 8, 4], "rank 4 is named twice"),
+        ([8, 65], "rank 65 is more than any adapted layer has: the largest is 64"),
+    ],
+)
+def test_ranks_that_cannot_be_compared(ranks: list[int], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check_ranks(ranks, LAYERS)
+    assert str(error.value).isprintable()

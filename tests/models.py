@@ -1,0 +1,99 @@
+"""Tiny base models with random weights and a tokenizer of characters, saved as a model directory is; PEFT on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,:()_"
+VOCABULARY = len(_SPECIAL) + len(_LETTERS)
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_DECODER: dict[str, Any] = _ENCODER | {"num_key_value_heads": 2, "head_dim": 8}
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert": _ENCODER,
+    "roberta": _ENCODER | {"pad_token_id": 0},
+    "deberta-v2": _ENCODER
+    | {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": 16,
+        "pooler_hidden_size": 32,
+    },
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
+    "modernbert": _ENCODER | dict.fromkeys(("cls_token_id", "bos_token_id", "eos_token_id", "sep_token_id"), 1),
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1},
+    "llama": _DECODER,
+    "qwen3": _DECODER,
+}
+ARCHITECTURES = tuple(_SIZES)
+
+
+def tiny_config(architecture: str, **changed: Any) -> PreTrainedConfig:
+    """A configuration of two small layers; decoders have grouped-query attention where theirs can."""
+    sizes = {"vocab_size": VOCABULARY, "pad_token_id": 0} | _SIZES[architecture] | changed
+    return transformers.CONFIG_MAPPING[architecture](**sizes)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *_LETTERS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def save_model(
+    directory: Path,
+    architecture: str,
+    build: Callable[[PreTrainedConfig], PreTrainedModel] = transformers.AutoModel.from_config,
+    **changed: Any,
+) -> Path:
+    """Write a model directory. `build` decides what the checkpoint holds: by default no head."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build(tiny_config(architecture, **changed))
+        # An untrained model's biases are all 0 and its norms all 1: an error in them would not show.
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def peft_model(model: PreTrainedModel, **settings: Any) -> PeftModel:
+    """What PEFT makes of a classification model: the oracle. It is changed in place."""
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    with _without_deprecations(), torch.device(model.device):
+        return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=transposed, **settings))
+
+
+def load_peft_model(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """What PEFT makes of a classification model and a saved adapter. The model is changed in place."""
+    with _without_deprecations():
+        return PeftModel.from_pretrained(model, str(directory))
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
