@@ -53,7 +53,7 @@ class TrialResult:
     """What one trained trial leaves behind.
 
     `train_nll` holds the mean loss of each optimiser step, before its update. *diverged* means that a
-    loss was not finite, or that training ended at a hundred times the loss it began with.
+    loss was not finite, or that one exceeded the first a hundred times.
     """
 
     trial: Trial

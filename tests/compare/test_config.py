@@ -126,7 +126,12 @@ def test_a_files_data_is_found_from_where_the_file_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "line"),
-    [("ranks: [4", "not YAML"), ("- 4\n- 8\n", "must hold options"), ("", "must hold options"), (None, "cannot be read")],
+    [
+        ("ranks: [4", "not YAML"),
+        ("- 4\n- 8\n", "must hold options"),
+        ("", "must hold options"),
+        (None, "cannot be read"),
+    ],
 )
 def test_a_file_that_holds_no_options(content: str | None, line: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"

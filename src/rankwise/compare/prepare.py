@@ -15,7 +15,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import Description
 from rankwise.compare.plan import MOST_TRIALS, grid
 from rankwise.errors import UserError
-from rankwise.memory.formula import check_ranks, count_params
+from rankwise.memory.formula import check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
@@ -37,7 +37,11 @@ class Prepared:
     notes: tuple[str, ...]
 
     def params(self, rank: int) -> ParameterCount:
-        return count_params(self.base.model, self.targets, self.base.trained_modules, rank)
+        heads = [self.base.model.get_submodule(name) for name in self.base.trained_modules]
+        return ParameterCount(
+            adapters=sum(target.lora_params(rank) for target in self.targets),
+            heads=sum(parameter.numel() for head in heads for parameter in head.parameters(recurse=False)),
+        )
 
     @property
     def cost_arguments(self) -> tuple[BaseModel, Task, list[Trial], tuple[LinearLayer, ...], TrainingSettings]:

@@ -32,7 +32,7 @@ from rankwise.train.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
 _REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
-_EXPLODED = 100.0  # times the first loss: layer norms can keep a trial finite that is beyond recovery
+_EXPLODED = 100.0  # times the first loss: norms between layers keep many a lost trial finite
 _EVALUATION_TOKENS = 16_384  # padded tokens in one forward of an evaluation, over all trials
 
 
@@ -161,12 +161,12 @@ def score(pack: Pack, split: Split, pad_token_id: int) -> tuple[np.ndarray, np.n
 def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Iterator[None]:
     """Recompute activations in the backward pass within the `with` block, where the settings ask for it."""
     if settings.checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
         if settings.checkpointing:
-            base.model.gradient_checkpointing_disable()
+            base.model.activation_checkpointing_disable()
 
 
 def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
@@ -186,6 +186,6 @@ def _trained(pack: Pack, progress: PackProgress, index: int) -> TrainedTrial:
     train_nll = tuple(progress.train_nll[:, index].tolist())
     evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
     finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
-    trained = finite and train_nll[-1] < _EXPLODED * train_nll[0]
+    trained = finite and max(train_nll) < _EXPLODED * train_nll[0]
     result = TrialResult(pack.trials[index], "trained" if trained else "diverged", train_nll, evaluations)
     return TrainedTrial(result, pack.state(index))

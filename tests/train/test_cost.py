@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankwise.base.load import BaseModel, load_base
+from rankwise.base.shapes import match_targets
+from rankwise.records import Trial
+from rankwise.train.cost import PeakMemory, measure_costs
+from rankwise.train.settings import TrainingSettings
+from tests.models import save_model
+from tests.train.tasks import token_task
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return load_base(save_model(tmp_path_factory.mktemp("bert"), "bert"), num_labels=2, dtype="float32", device="cpu")
+
+
+@linux_only
+def test_a_peak_is_seen_after_it_has_passed(base: BaseModel) -> None:
+    size = 200_000_000
+    meter = PeakMemory(base)
+    block = torch.ones(size // 4)
+    del block
+    peak = meter.bytes()
+    assert peak is not None
+    assert size <= peak - base.bytes < 1.2 * size
+
+
+@linux_only
+def test_an_earlier_peak_is_forgotten(base: BaseModel) -> None:
+    block = torch.ones(100_000_000)
+    del block
+    peak = PeakMemory(base).bytes()
+    assert peak is not None
+    assert peak - base.bytes < 20_000_000
+
+
+def test_every_rank_is_measured_and_the_model_is_as_it_was(base: BaseModel) -> None:
+    targets = match_targets(base.model, "all-linear", trained=base.trained_modules)
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    trials = [Trial(rank, float(rank), False, 1e-3, 0) for rank in (2, 8, 4)]
+    costs = measure_costs(base, token_task(), trials, targets, TrainingSettings(steps=3, batch_size=8))
+    assert [cost.rank for cost in costs] == [2, 8, 4]
+    assert all(cost.seconds > 0 for cost in costs)
+    assert all(cost.peak_bytes is None or cost.peak_bytes >= base.bytes for cost in costs)
+    after = base.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

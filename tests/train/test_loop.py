@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+
+from rankwise.base.load import BaseModel, load_base
+from rankwise.base.shapes import LinearLayer, match_targets
+from rankwise.errors import RunError
+from rankwise.lora.attach import attached, initial_state
+from rankwise.records import Trial
+from rankwise.tasks.task import Task, collate, training_rows
+from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, run_pack, score, train_step
+from rankwise.train.settings import TrainingSettings
+from tests.models import save_model
+from tests.train.tasks import token_task
+
+RANKS = (1, 4, 8, 64)
+SHAPES = ("bert", "llama", "gpt2")
+RATE = 5e-3
+
+
+def trial(rank: int, *, rate: float = RATE, seed: int = 3) -> Trial:
+    return Trial(rank, alpha=2.0 * rank, use_rslora=False, learning_rate=rate, seed=seed)
+
+
+class Setup:
+    """A tiny float32 base model, its targets and a task."""
+
+    def __init__(self, directory: Path, architecture: str) -> None:
+        self.directory = save_model(directory, architecture)
+        self.base: BaseModel = load_base(directory, num_labels=2, dtype="float32", device="cpu")
+        self.targets: tuple[LinearLayer, ...] = match_targets(
+            self.base.model, "all-linear", trained=self.base.trained_modules
+        )
+        self.task: Task = token_task()
+
+    def run(
+        self, trials: Sequence[Trial], settings: TrainingSettings, checkpoint: Path | None = None
+    ) -> dict[Trial, TrainedTrial]:
+        trained = run_pack(self.base, self.task, trials, self.targets, settings, checkpoint=checkpoint)
+        return {one.result.trial: one for one in trained}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return Setup(tmp_path_factory.mktemp("model") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return Setup(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+def plain_peft_loop(setup: Setup, trial: Trial, settings: TrainingSettings) -> list[float]:
+    """What a user would write: PEFT's own layers, AdamW, a schedule from transformers, one trial."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(setup.directory, num_labels=2)
+    model.config.pad_token_id = 0
+    lora = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=trial.rank,
+        lora_alpha=trial.alpha,
+        use_rslora=trial.use_rslora,
+        target_modules=[target.name for target in setup.targets],
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    model = peft.get_peft_model(model, lora)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name, value in initial_state(setup.base, trial, setup.targets).items():
+        inside, _, kind = name.rpartition(".")
+        own = f"{inside}.default.{kind}" if "lora_" in name else f"{inside}.modules_to_save.default.{kind}"
+        model.get_parameter(f"base_model.model.{own}").data.copy_(value)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=0.0)
+    warmup = math.ceil(settings.steps * settings.warmup_ratio)
+    schedule = transformers.get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
+    losses = []
+    rows = training_rows(setup.task.train.input_ids.lengths, settings.batch_size, trial.seed)
+    for batch_rows in islice(rows, settings.steps):
+        batch = collate(setup.task.train, batch_rows, pad_token_id=0)
+        loss = functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_trial_alone_in_a_mixed_pack_and_trained_by_peft_has_one_loss_curve(setup: Setup) -> None:
+    settings = TrainingSettings(steps=20, batch_size=8)
+    together = setup.run([trial(rank) for rank in RANKS], settings)
+    for rank in RANKS:
+        alone = setup.run([trial(rank)], settings)[trial(rank)].result.train_nll
+        by_peft = plain_peft_loop(setup, trial(rank), settings)
+        assert alone == pytest.approx(by_peft, rel=1e-4)
+        assert together[trial(rank)].result.train_nll == pytest.approx(by_peft, rel=1e-4)
+        # The curve must have something to agree on.
+        assert abs(by_peft[-1] - by_peft[0]) > 1e-2
+
+
+def test_a_diverged_trial_leaves_the_others_bit_for_bit_alone(setup: Setup) -> None:
+    settings = TrainingSettings(steps=20, batch_size=8, evaluations=2)
+    others = [trial(4), trial(8, rate=2e-3), trial(64)]
+    healthy = setup.run([*others, trial(8)], settings)
+    beside = setup.run([*others, trial(8, rate=1e6)], settings)
+    assert beside[trial(8, rate=1e6)].result.status == "diverged"
+    assert math.isinf(beside[trial(8, rate=1e6)].result.validation_nll)
+    for other in others:
+        assert beside[other].result == healthy[other].result
+        assert beside[other].result.status == "trained"
+        assert all(torch.equal(beside[other].state[name], value) for name, value in healthy[other].state.items())
+
+
+def test_a_trial_of_nothing_but_nan_leaves_the_others_bit_for_bit_alone(bert: Setup) -> None:
+    settings = TrainingSettings(steps=6, batch_size=8)
+    others = [trial(4), trial(64)]
+    healthy = bert.run([*others, trial(8)], settings)
+    broken = Trial(8, math.nan, False, RATE, seed=3)
+    beside = bert.run([*others, broken], settings)
+    assert beside[broken].result.status == "diverged"
+    assert all(math.isnan(loss) for loss in beside[broken].result.train_nll)
+    for other in others:
+        assert beside[other].result == healthy[other].result
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 12])
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(
+    at: int, bert: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.train.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rankwise.train.loop._REPORT_SECONDS", 0.0)
+    settings = TrainingSettings(steps=12, batch_size=8, accumulation=2, evaluations=3)
+    trials = [trial(4), trial(8), trial(8, rate=1e-3)]
+    undisturbed = bert.run(trials, settings)
+    checkpoint = tmp_path / "pack.safetensors"
+
+    def kill(report: StepReport) -> None:
+        if report.step == at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_pack(bert.base, bert.task, trials, bert.targets, settings, checkpoint=checkpoint, observe=kill)
+    resumed = bert.run(trials, settings, checkpoint)
+    for one in trials:
+        assert resumed[one].result == undisturbed[one].result
+        assert all(torch.equal(resumed[one].state[name], value) for name, value in undisturbed[one].state.items())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not safetensors", "other trials"])
+def test_a_damaged_checkpoint_is_named_and_never_trained_from(damage: str, bert: Setup, tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=4, batch_size=8)
+    checkpoint = tmp_path / "pack.safetensors"
+    bert.run([trial(8 if damage == "other trials" else 4)], settings, checkpoint)
+    content = checkpoint.read_bytes()
+    if damage != "other trials":
+        damaged = {"truncated": content[: len(content) // 2], "empty": b"", "not safetensors": b"x" * len(content)}
+        checkpoint.write_bytes(damaged[damage])
+    with pytest.raises(RunError, match=r"pack.safetensors (is damaged|belongs to other trials)") as error:
+        bert.run([trial(4)], settings, checkpoint)
+    assert str(error.value).isprintable()
+
+
+def test_accumulated_batches_are_one_batch(bert: Setup) -> None:
+    rows = [np.arange(8), np.arange(8, 20)]
+    settings = TrainingSettings(steps=4, warmup_ratio=0.0)
+
+    def step(batches: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        with attached(bert.base, [trial(4), trial(8)], bert.targets) as pack:
+            losses = train_step(pack, PackOptimizer(pack, settings), bert.task, batches, 0)
+            return losses, torch.cat(pack.rows)
+
+    losses, weights = step(rows)
+    whole_losses, whole_weights = step([np.concatenate(rows)])
+    torch.testing.assert_close(losses, whole_losses)
+    torch.testing.assert_close(weights, whole_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_activations_change_nothing_but_memory(setup: Setup) -> None:
+    trials = [trial(4), trial(8)]
+    kept = setup.run(trials, TrainingSettings(steps=5, batch_size=8))
+    recomputed = setup.run(trials, TrainingSettings(steps=5, batch_size=8, checkpointing=True))
+    for one in trials:
+        assert recomputed[one].result.train_nll == pytest.approx(kept[one].result.train_nll, rel=1e-6)
+    assert not setup.base.model.is_activation_checkpointing
+
+
+def test_scores_are_those_of_each_example_by_itself(setup: Setup) -> None:
+    trials = [trial(4), trial(8)]
+    trained = setup.run(trials, TrainingSettings(steps=5, batch_size=8))
+    split = setup.task.test
+    with attached(setup.base, trials, setup.targets) as pack:
+        for index, one in enumerate(pack.trials):
+            pack.load(index, trained[one].state)
+        nll, correct = score(pack, split, pad_token_id=0)
+        for row in range(0, len(split), 5):
+            tokens = torch.from_numpy(split.input_ids[row].astype(np.int64)).repeat(2, 1)
+            with torch.no_grad():
+                logits = setup.base.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+            label = torch.tensor([int(split.labels[row])] * 2)
+            expected = functional.cross_entropy(logits, label, reduction="none")
+            assert nll[:, row] == pytest.approx(expected.numpy(), rel=1e-4)
+            assert correct[:, row].tolist() == (logits.argmax(-1) == label).tolist()
+
+
+def test_each_trial_is_clipped_by_its_own_norm(bert: Setup) -> None:
+    """One norm over the whole pack would let a trial with a large gradient slow the others down."""
+    settings = TrainingSettings(steps=20, batch_size=8, max_grad_norm=0.05)
+    alone = bert.run([trial(4)], settings)[trial(4)].result.train_nll
+    beside = bert.run([trial(4), Trial(8, 800.0, False, RATE, seed=3)], settings)[trial(4)].result.train_nll
+    assert beside == pytest.approx(alone, rel=1e-4)
