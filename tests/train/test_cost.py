@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +29,8 @@ def test_a_peak_is_seen_after_it_has_passed(base: BaseModel) -> None:
     del block
     peak = meter.bytes()
     assert peak is not None
-    assert size <= peak - base.bytes < 1.2 * size
+    # The kernel adds up pages of several threads now and then only.
+    assert 0.95 * size <= peak - base.bytes < 1.2 * size
 
 
 @linux_only

@@ -44,7 +44,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, row: int | np.integer) -> np.ndarray:
         return self.flat[self.offsets[row] : self.offsets[row + 1]]
 
     @property
