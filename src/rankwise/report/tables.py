@@ -5,11 +5,11 @@ Texts that come from models and data are passed to rich as `Text`, never as mark
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -55,7 +55,7 @@ class _ComparisonTable:
 
     comparison: RankComparison
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         wide = options.max_width >= _WIDE
         table = Table(
             title=Text(f"{self.comparison.task} on {self.comparison.model}"),

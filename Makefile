@@ -1,0 +1,44 @@
+# Everything is installed into .venv, at the versions of constraints.txt. Paths are relative, so
+# that a checkout may lie in a directory whose name has spaces.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+EXTRAS_demo := offline
+EXTRAS_test := offline,test
+EXTRAS_check := offline,test,dev
+
+.PHONY: help demo test lint check
+
+help: ## Show the targets (the default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@echo "ARGS='…' is passed on by demo and test; PYTHON=… chooses the interpreter of a new .venv."
+
+demo: .venv/.installed-demo ## Compare LoRA ranks on the embedded model and task; no model hub needed
+	@$(BIN)/rankwise demo $(ARGS)
+
+test: .venv/.installed-test ## Run the tests, but not the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-check ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint ## Check everything: lint, then all tests, slow ones too
+	$(BIN)/python -m pytest -m ''
+
+# torch goes first and alone: whatever else is asked for then resolves against the pinned one.
+.venv/.installed-%: .venv/.created constraints.txt pyproject.toml
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+.venv/.created:
+	@command -v '$(PYTHON)' >/dev/null || { \
+		echo "Rankwise needs Python 3.11 or newer, and there is no $(PYTHON); say which: make PYTHON=…" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Rankwise needs Python 3.11 or newer, and $(PYTHON) is $$('$(PYTHON)' -V); say which: make PYTHON=…" >&2; exit 1; }
+	'$(PYTHON)' -m venv .venv
+	@touch $@
