@@ -66,7 +66,7 @@ class _PackedLoraFunction(torch.autograd.Function):
         weight: Float[Tensor, "d_out d_in"],
         bias: Float[Tensor, " d_out"] | None,
         groups: Sequence[RankGroup],
-        *factors: Float32[Tensor, "trials _ _"],
+        *factors: Float32[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
         trials = groups[-1].stop
         y = functional.linear(x, weight, bias)
