@@ -32,6 +32,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "deberta-v2": _ENCODER
     | {
         "relative_attention": True,
+        "share_att_key": True,
         "pos_att_type": ["p2c", "c2p"],
         "max_relative_positions": 16,
         "pooler_hidden_size": 32,
@@ -41,8 +42,10 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1},
     "llama": _DECODER,
     "qwen3": _DECODER,
+    "longformer": _ENCODER | {"attention_window": 4},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
 }
-ARCHITECTURES = tuple(_SIZES)
+ARCHITECTURES = ("bert", "roberta", "deberta-v2", "distilbert", "modernbert", "gpt2", "llama", "qwen3")
 
 
 def tiny_config(architecture: str, **changed: Any) -> PreTrainedConfig:
@@ -85,10 +88,10 @@ def peft_model(model: PreTrainedModel, **settings: Any) -> PeftModel:
         return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=transposed, **settings))
 
 
-def load_peft_model(model: PreTrainedModel, directory: Path) -> PeftModel:
+def load_peft_model(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:
     """What PEFT makes of a classification model and a saved adapter. The model is changed in place."""
     with _without_deprecations():
-        return PeftModel.from_pretrained(model, str(directory))
+        return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,8 @@ class BaseModel:
     """A frozen model and what the rest of the house must know of it.
 
     `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
-    did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains.
+    did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains;
+    `trained_shapes` are their parameters by name.
     `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
     """
 
@@ -51,6 +52,7 @@ class BaseModel:
     dtype: Literal["float32", "bfloat16"]
     trained_modules: tuple[str, ...]
     fresh_modules: frozenset[str]
+    trained_shapes: Mapping[str, tuple[int, ...]]
 
     @property
     def bytes(self) -> int:
@@ -156,6 +158,11 @@ def load_base(
         dtype=chosen_dtype,
         trained_modules=trained,
         fresh_modules=fresh,
+        trained_shapes={
+            f"{module}.{key}": tuple(parameter.shape)
+            for module in trained
+            for key, parameter in model.get_submodule(module).named_parameters()
+        },
     )
 
 

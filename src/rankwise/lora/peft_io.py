@@ -1,0 +1,202 @@
+"""Adapters in PEFT's format: what a trial leaves for others to load, and what others left for a trial.
+
+A directory of `adapter_config.json` and `adapter_model.safetensors`. The configuration is PEFT's own
+class, so that what it writes is what PEFT reads. Target modules are written out by their whole names:
+a suffix or a regular expression could match other modules in another version of the model's code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.base.load import BaseModel
+from rankwise.base.shapes import LinearLayer, head_modules, is_named, within
+from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID, locate
+from rankwise.durable import write_directory
+from rankwise.errors import UserError
+from rankwise.lora.attach import State
+from rankwise.records import Trial
+
+_PREFIX = "base_model.model."
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What may differ from LoraConfig's defaults: it is read here, shows in the tensors, or is over once training is.
+_UNDERSTOOD = {
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "lora_dropout",
+    "init_lora_weights",
+    "inference_mode",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+}
+# The others (PiSSA, OLoRA, …) take their start out of the base weights, which are then no longer the base model's.
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter as it was read: `state` is what `Pack.load` takes."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    state: State
+
+
+def write_adapter(directory: Path, base: BaseModel, trial: Trial, state: State, targets: Sequence[LinearLayer]) -> None:
+    """Write a trial's adapter and heads as a directory that PEFT loads; one that is there is replaced.
+
+    A hub model is named with its commit; a local one by its path, which another machine lacks. The base
+    model must not have a pack attached. Raises `ValueError` where the tensors are not of the trial's rank.
+    """
+    wrong = list(_differences(_shapes_of(state), _expected_shapes(base, trial.rank, targets)))
+    if wrong:
+        raise ValueError(f"this is no adapter of rank {trial.rank}: {'; '.join(wrong)}")
+    config = _config(base, trial, [target.name for target in targets])
+    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in state.items()}
+
+    def write(beside: Path) -> None:
+        config.save_pretrained(beside)
+        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+
+    write_directory(directory, write)
+
+
+def read_adapter(directory: Path, base: BaseModel, targets: Sequence[LinearLayer]) -> SavedAdapter:
+    """Read an adapter of this base model with these target modules, written here or by PEFT.
+
+    Raises one `UserError` that lists everything that cannot be taken over.
+    """
+    settings = _read_settings(directory)
+    problems = list(_foreign_settings(settings))
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    tensors: State = {}
+    if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
+        pickled = (directory / WEIGHTS_NAME).is_file()
+        how = f", only pickled ones in {WEIGHTS_NAME}, which can run code: convert them" if pickled else ""
+        problems.append(f"it has no weights in {SAFETENSORS_WEIGHTS_NAME}{how}")
+    else:
+        tensors = _read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
+        problems += _differences(_shapes_of(tensors), _expected_shapes(base, rank, targets))
+    if problems:
+        raise UserError(f"adapter {directory} cannot be used with {base.name}: {'; '.join(problems)}")
+    return SavedAdapter(rank, float(alpha), bool(settings.get("use_rslora")), tensors)
+
+
+def _config(base: BaseModel, trial: Trial, targets: Sequence[str]) -> LoraConfig:
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        inference_mode=True,
+        base_model_name_or_path=_published_name(base),
+        revision=None if base.revision.startswith("sha256:") else base.revision,
+        r=trial.rank,
+        lora_alpha=int(trial.alpha) if trial.alpha == int(trial.alpha) else trial.alpha,
+        use_rslora=trial.use_rslora,
+        fan_in_fan_out=any(isinstance(base.model.get_submodule(target), Conv1D) for target in targets),
+        modules_to_save=_modules_to_save(base),
+    )
+    # PEFT also adapts modules whose names end in a target's; it would make sets of both, of no fixed order.
+    longer = [name for name, _ in base.model.named_modules() if any(_ends_in(name, target) for target in targets)]
+    config.target_modules = list(targets)
+    config.exclude_modules = [name for name in longer if name not in targets] or None
+    return config
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return name != target and is_named(name, target)
+
+
+def _published_name(base: BaseModel) -> str:
+    if base.name == EMBEDDED:
+        return EMBEDDED_HUB_ID
+    located = locate(base.name)
+    return str(Path(located).resolve()) if Path(located).is_dir() else located
+
+
+def _modules_to_save(base: BaseModel) -> list[str]:
+    # PEFT always adds `classifier` and `score`. RoBERTa's classifier.dense beside them would be wrapped twice.
+    heads = head_modules(base.model)
+    whole = (next((head for head in heads if within(name, [head])), name) for name in base.trained_modules)
+    return list(dict.fromkeys(whole))
+
+
+def _expected_shapes(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Shapes:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target in targets:
+        shapes[f"{target.name}.lora_A.weight"] = (rank, target.d_in)
+        shapes[f"{target.name}.lora_B.weight"] = (target.d_out, rank)
+    return shapes | dict(base.trained_shapes)
+
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _differences(found: Shapes, expected: Shapes) -> Iterator[str]:
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    if missing:
+        yield f"{len(missing)} tensors are missing ({missing[0]} …)"
+    if extra:
+        yield f"{len(extra)} tensors have no place ({extra[0]} …)"
+    if other:
+        yield f"{len(other)} tensors have another shape ({other[0]}: {found[other[0]]}, not {expected[other[0]]} …)"
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    file = directory / CONFIG_NAME
+    if not file.is_file():
+        raise UserError(f"{directory} is not an adapter: it has no {CONFIG_NAME}")
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if not (
+        isinstance(settings, dict)
+        and isinstance(settings.get("r"), int)
+        and isinstance(settings.get("lora_alpha"), int | float)
+    ):
+        raise UserError(f"{file} is not the configuration of a LoRA adapter: it has no r and lora_alpha")
+    return settings
+
+
+def _foreign_settings(settings: Mapping[str, Any]) -> Iterator[str]:
+    plain = LoraConfig().to_dict()
+    for key, value in settings.items():
+        usual = plain.get(key)
+        if key not in _UNDERSTOOD and (value or usual) and value != usual:
+            yield f"{key} is {json.dumps(value)[:60]}"
+    start = settings.get("init_lora_weights", True)
+    if start not in _PLAIN_INITIALISATIONS:
+        yield f"init_lora_weights is {json.dumps(start)[:60]}, which changes the base weights"
+
+
+def _read_tensors(file: Path) -> State:
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} could not be read: {error}") from error
+    return {name.removeprefix(_PREFIX): tensor.float() for name, tensor in tensors.items()}

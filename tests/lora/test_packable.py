@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rankwise.lora.packable import packable
+from rankwise.records import Trial
+from tests.lora.packs import load_case, logits_of, random_state, targets_of
+
+TRIALS = [Trial(rank, 4, use_rslora=False, learning_rate=0, seed=rank) for rank in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target_modules", "expected"),
+    [
+        *((name, "all-linear", True) for name in ("bert", "roberta", "distilbert", "gpt2", "llama", "qwen3")),
+        ("deberta-v2", "all-linear", False),
+        ("deberta-v2", ["key_proj"], False),
+        ("deberta-v2", ["value_proj", "dense"], True),
+        ("longformer", "all-linear", False),
+        ("xlnet", "all-linear", False),
+    ],
+)
+def test_a_pack_computes_what_its_trials_do_alone_where_it_is_said_to(
+    architecture: str, target_modules: Any, expected: bool, tmp_path: Path
+) -> None:
+    base = load_case(architecture, tmp_path)
+    targets = targets_of(base, target_modules)
+    assert packable(base, targets) == expected
+    states = [(trial, random_state(base, trial, targets, trial.seed)) for trial in TRIALS]
+    alone = torch.cat([logits_of(base, targets, [state]) for state in states])
+    together = logits_of(base, targets, states)
+    assert torch.allclose(alone, together, atol=1e-5) == expected
