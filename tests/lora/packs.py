@@ -41,10 +41,14 @@ def targets_of(base: BaseModel, target_modules: Any = "all-linear") -> tuple[Lin
     return match_targets(base.model, target_modules, trained=base.trained_modules)
 
 
-def random_state(base: BaseModel, trial: Trial, targets: Sequence[LinearLayer], seed: int = 0) -> State:
+def perturbed(state: State, seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
-    initial = initial_state(base, trial, targets)
-    return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in initial.items()}
+    return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+
+
+def random_state(base: BaseModel, trial: Trial, targets: Sequence[LinearLayer]) -> State:
+    """A state in which B is not zero; another for another seed of the trial."""
+    return perturbed(initial_state(base, trial, targets), trial.seed)
 
 
 def some_batch(rows: int = 4) -> dict[str, Tensor]:

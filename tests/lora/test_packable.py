@@ -30,7 +30,7 @@ def test_a_pack_computes_what_its_trials_do_alone_where_it_is_said_to(
     base = load_case(architecture, tmp_path)
     targets = targets_of(base, target_modules)
     assert packable(base, targets) == expected
-    states = [(trial, random_state(base, trial, targets, trial.seed)) for trial in TRIALS]
+    states = [(trial, random_state(base, trial, targets)) for trial in TRIALS]
     alone = torch.cat([logits_of(base, targets, [state]) for state in states])
     together = logits_of(base, targets, states)
     assert torch.allclose(alone, together, atol=1e-5) == expected
