@@ -19,7 +19,7 @@ from rankwise.base.load import BaseModel, load_base
 from rankwise.base.shapes import match_targets
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID
 from rankwise.errors import UserError
-from rankwise.lora.attach import State, initial_state
+from rankwise.lora.attach import State, attached, initial_state
 from rankwise.lora.packable import packable
 from rankwise.lora.peft_io import read_adapter, write_adapter
 from rankwise.memory.formula import estimate_lora_params
@@ -86,6 +86,15 @@ def test_what_was_written_is_read_back_exactly(case: str, tmp_path: Path) -> Non
     assert (adapter.rank, adapter.alpha, adapter.use_rslora) == (5, 2.5, True)
     assert adapter.state.keys() == state.keys()
     assert all(torch.equal(adapter.state[name], state[name]) for name in state)
+
+
+def test_an_adapter_is_read_into_a_pack_that_is_attached_already(bert: BaseModel, tmp_path: Path) -> None:
+    targets = targets_of(bert)
+    state = random_state(bert, PLAIN, targets)
+    write_adapter(tmp_path / "adapter", bert, PLAIN, state, targets)
+    with attached(bert, [PLAIN], targets) as pack:
+        pack.load(0, read_adapter(tmp_path / "adapter", bert, targets).state)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in pack.state(0).items())
 
 
 @pytest.mark.parametrize("case", ["bert", "roberta", "gpt2", "llama"])
