@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Which LoRA rank? Answered by measurement.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are brackets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(options_from_config(compare))

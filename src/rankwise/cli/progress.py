@@ -64,7 +64,7 @@ class _Board:
     @property
     def status(self) -> str:
         """One line: the stage, how far, how long."""
-        elapsed = f"{seconds_text(time.monotonic() - self.started)} so far"
+        elapsed = f"{seconds_text(round(time.monotonic() - self.started))} so far"
         if self.planned is None or self.stage != "training":
             return f"{self.stage} · {elapsed}"
         total = self.planned.steps * sum(len(pack.trials) for pack in self.planned.packs)
@@ -72,7 +72,7 @@ class _Board:
         parts = [f"training · {taken / total:.0%} · {elapsed}"]
         if taken > self.steps_before:
             pace = (time.monotonic() - self.training_since) / (taken - self.steps_before)
-            parts.append(f"about {seconds_text(pace * (total - taken))} of training left")
+            parts.append(f"about {seconds_text(round(pace * (total - taken)))} left")
         return " · ".join(parts)
 
     def __rich__(self) -> RenderableType:

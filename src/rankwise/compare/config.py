@@ -83,7 +83,7 @@ def _rates(value: object) -> tuple[float, ...]:
 
 def _alpha(value: object) -> AlphaRule:
     if value in ("rank", "2rank"):
-        return value  # type: ignore[return-value]
+        return value
     try:
         return _positive(value)
     except UserError:
@@ -114,7 +114,7 @@ def _text(value: object) -> str:
 
 
 def _source(value: object) -> Source:
-    return _text(value) if isinstance(value, str) or value is None else value  # type: ignore[return-value]
+    return _text(value) if isinstance(value, str) or value is None else value
 
 
 def _one_of(*choices: str) -> Callable[[object], Any]:

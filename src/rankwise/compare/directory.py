@@ -188,4 +188,6 @@ def _grown(old: Any, new: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import Description
 from rankwise.compare.plan import MOST_TRIALS, grid
 from rankwise.errors import UserError
+from rankwise.lora.packable import packable
 from rankwise.memory.formula import check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
@@ -34,13 +36,18 @@ class Prepared:
     task: Task
     targets: tuple[LinearLayer, ...]
     settings: TrainingSettings
+    packable: bool
     notes: tuple[str, ...]
 
+    @property
+    def most_trials(self) -> int:
+        """How many trials a pack may have, whatever fits."""
+        return (self.config.pack_size or MOST_TRIALS) if self.packable else 1
+
     def params(self, rank: int) -> ParameterCount:
-        heads = [self.base.model.get_submodule(name) for name in self.base.trained_modules]
         return ParameterCount(
             adapters=sum(target.lora_params(rank) for target in self.targets),
-            heads=sum(parameter.numel() for head in heads for parameter in head.parameters(recurse=False)),
+            heads=sum(math.prod(shape) for shape in self.base.trained_shapes.values()),
         )
 
     @property
@@ -104,7 +111,10 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         evaluations=config.evaluations,
         checkpointing=config.gradient_checkpointing,
     )
-    return Prepared(config, base, task, targets, settings, (*task.notes, *warnings))
+    apart = packable(base, targets)
+    if not apart:
+        warnings = (*warnings, f"{config.model} shares products among a batch: its trials are trained one by one")
+    return Prepared(config, base, task, targets, settings, apart, (*task.notes, *warnings))
 
 
 def describe(prepared: Prepared) -> Description:
@@ -142,6 +152,6 @@ def describe(prepared: Prepared) -> Description:
 def disk_bytes(prepared: Prepared) -> int:
     """Adapters of all trials, and the checkpoint of the largest possible pack twice (written beside, then renamed)."""
     adapters = [4 * prepared.params(trial.rank).total for trial in grid(prepared.config)]
-    checkpoint = 3 * sum(sorted(adapters)[-(prepared.config.pack_size or MOST_TRIALS) :])
+    checkpoint = 3 * sum(sorted(adapters)[-prepared.most_trials :])
     scores = 16 * len(prepared.task.test) * len(adapters)
     return sum(adapters) + 2 * checkpoint + scores + 50_000_000

@@ -7,7 +7,8 @@ one that is new take the same way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from safetensors import SafetensorError
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory, write_json
@@ -70,6 +72,12 @@ def run_rank_comparison(
     if not resume:
         directory.check_space(disk_bytes(prepared))
     journal = directory.open(describe(prepared), prepared.task.test)
+    with _resumable(directory):
+        return _compare(prepared, directory, journal, observe)
+
+
+def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> RankComparison:
+    config = prepared.config
     costs = _costs(prepared, journal, observe)
     baseline = _baseline(prepared, directory, journal, observe)
     results = _train(prepared, directory, journal, costs, observe)
@@ -107,6 +115,21 @@ def run_rank_comparison(
     )
     write_json(directory.path / "experiments.json", comparison.to_dict())
     return comparison
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """What the machine lacks, in one line; the run is left as it is and can go on."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(
+            f"out of memory: go on with a smaller --pack-size and --resume (--run {directory.path}); "
+            "if it is 1 already, with a smaller --batch-size in a new run"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{directory.path} could not be written: {reason}; then go on with --resume") from error
 
 
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
@@ -210,34 +233,33 @@ def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) ->
 def _score(
     prepared: Prepared, directory: RunDirectory, journal: Journal, trials: Sequence[Trial], observe: Observer
 ) -> None:
-    """Score the chosen trials on test, a pack a seed; nothing that was not chosen touches the test split."""
+    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
     test = prepared.task.test
     scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
-    for seed in sorted({trial.seed for trial in trials}):
-        members = [trial for trial in trials if trial.seed == seed and trial.id not in scored]
-        if not members:
-            continue
-        observe(Stage(f"scoring seed {seed} on {len(test):,} test examples"))
+    missing = [trial for trial in trials if trial.id not in scored]
+    for members in plan_packs(missing, [], prepared.most_trials):
+        observe(Stage(f"scoring seed {members.trials[0].seed} on {len(test):,} test examples"))
         started = time.monotonic()
-        with attached(prepared.base, members, prepared.targets) as pack:
+        with attached(prepared.base, members.trials, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):
                 adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
                 pack.load(index, adapter.state)
             nll, correct = score(pack, test, prepared.task.pad_token_id)
         for index, trial in enumerate(pack.trials):
             directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
-        ids = [trial.id for trial in members]
+        ids = [trial.id for trial in members.trials]
         journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
 
 
 def _pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
     if prepared.config.pack_size is not None:
-        return prepared.config.pack_size
+        return prepared.most_trials
     device = prepared.base.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     peaks = [cost.peak_bytes for cost in costs.values()]
     peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
-    return trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
+    fitting = trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
+    return min(fitting, prepared.most_trials)
 
 
 def new_run() -> Path:

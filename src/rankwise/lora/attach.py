@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
 import torch
 from jaxtyping import Float32
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
-from rankwise.errors import UserError
 from rankwise.lora.packed import PackedLinear, PackedLora, RankGroup, generator_for, initial_a
 from rankwise.records import Trial
 
@@ -149,20 +149,15 @@ def initial_heads(base: BaseModel, seed: int) -> State:
     """The modules trained in full: the checkpoint's values, or the architecture's own initialisation by the seed."""
     state: State = {}
     for name in base.trained_modules:
-        original = base.model.get_submodule(name)
-        if not isinstance(original, nn.Linear):
-            raise UserError(
-                f"the checkpoint of {base.name} lacks {name}, a {type(original).__name__}: "
-                "only linear heads can be trained beside an adapter"
-            )
-        module = nn.Linear(original.in_features, original.out_features, bias=original.bias is not None)
-        if name in base.fresh_modules:
-            # The architecture draws from torch's global generator, which is put back afterwards.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(generator_for(seed, name).initial_seed())
+        original = cast(nn.Linear, base.model.get_submodule(name))  # `load_base` accepts no other
+        # The architecture draws from torch's global generator, which is put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator_for(seed, name).initial_seed())
+            module = nn.Linear(original.in_features, original.out_features, bias=original.bias is not None)
+            if name in base.fresh_modules:
                 base.model._init_weights(module)
-        else:
-            module.load_state_dict({key: value.float().cpu() for key, value in original.state_dict().items()})
+            else:
+                module.load_state_dict({key: value.float().cpu() for key, value in original.state_dict().items()})
         state |= {f"{name}.{key}": value.detach() for key, value in module.state_dict().items()}
     return state
 
@@ -185,11 +180,8 @@ def _sections(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Ite
     for target in targets:
         shapes.append((f"{target.name}.lora_A.weight", (rank, target.d_in)))
         shapes.append((f"{target.name}.lora_B.weight", (target.d_out, rank)))
-    for name in base.trained_modules:
-        for key, parameter in base.model.get_submodule(name).named_parameters(recurse=False):
-            shapes.append((f"{name}.{key}", tuple(parameter.shape)))
     offset = 0
-    for name, shape in shapes:
+    for name, shape in [*shapes, *base.trained_shapes.items()]:
         section = Section(name, offset, shape)
         yield section
         offset += section.numel

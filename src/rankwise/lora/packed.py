@@ -127,7 +127,9 @@ class PackedLora(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
-        y = cast(Tensor, _PackedLoraFunction.apply(flat, self.weight, self.bias, self.groups, *self.factors))
+        y: Tensor = _PackedLoraFunction.apply(  # type: ignore[no-untyped-call]
+            flat, self.weight, self.bias, self.groups, *self.factors
+        )
         return y.view(*x.shape[:-1], -1)
 
 

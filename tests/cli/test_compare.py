@@ -1,0 +1,235 @@
+"""The program as a user runs it: its own process, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from rankwise.cli.main import main
+from tests.data import sentences, write_sentences
+from tests.models import save_model
+
+RANKWISE = (sys.executable, "-m", "rankwise")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a space in its name, a model and data in it."""
+    place = tmp_path_factory.mktemp("a user's place")
+    save_model(place / "model", "bert")
+    write_sentences(place / "train.csv", 200)
+    return place
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+
+
+def rankwise(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RANKWISE, *arguments], cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+COMPARE = (
+    *("compare", "--model", "model", "--train", "train.csv", "--text", "sentence", "--ranks", "2,4"),
+    *("--learning-rates", "1e-3,5e-3", "--seeds", "2", "--batch-size", "8", "--max-length", "48"),
+)
+
+
+def test_json_is_one_document_on_standard_output(place: Path) -> None:
+    done = rankwise(place, *COMPARE, "--steps", "5", "--run", "runs/json", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert list(document)[:8] == ["run", "model", "task", "experiments", "baseline", "wall_seconds", "adapter", "notes"]
+    assert [set(experiment) for experiment in document["experiments"]] == [
+        {
+            *("rank", "alpha", "use_rslora", "learning_rate", "trainable_params", "accuracy", "accuracy_low"),
+            *("accuracy_high", "nll", "training_time_seconds", "peak_memory_bytes", "seeds"),
+        }
+    ] * 2
+    assert set(document["baseline"]) == {"accuracy", "nll"}
+    assert (place / document["adapter"] / "adapter_model.safetensors").is_file()
+    assert "Warning" not in done.stderr
+    assert "training" in done.stderr
+
+
+def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Path) -> None:
+    (place / "c.yaml").write_text(
+        "model: model\ntrain: train.csv\ntext: sentence\nranks: [2, 4]\nlearning-rates: [1.0e-3]\nseeds: 2\n"
+        "steps: 500\nbatch-size: 8\nmax-length: 48\nrslora: true\nalpha: 2rank\n"
+    )
+    done = rankwise(place, "compare", "c.yaml", "--steps", "3", "--ranks", "2", "--run", "runs/yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    (experiment,) = json.loads(done.stdout)["experiments"]
+    assert (experiment["rank"], experiment["alpha"], experiment["use_rslora"]) == (2, 4.0, True)
+    assert json.loads((place / "runs/yaml/comparison.json").read_text())["steps"] == 3
+
+
+def test_the_table_and_where_everything_is(place: Path) -> None:
+    done = rankwise(place, *COMPARE, "--steps", "3", "--run", "runs/table")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ +4 +4 +[\d,]+ +\d+\.\d % \(", done.stdout, re.MULTILINE)
+    assert done.stdout.splitlines()[-2:] == ["run      runs/table", "adapter  runs/table/adapter"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_plan_starts_nothing(place: Path) -> None:
+    done = rankwise(place, *COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "8 of 1,000 steps each, in 2 packs" in " ".join(done.stdout.split())
+    assert not (place / "runs/plan").exists()
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """Every number that a run leaves but times and memory."""
+    document = json.loads((run / "experiments.json").read_text())
+    for experiment in document["experiments"]:
+        del experiment["training_time_seconds"], experiment["peak_memory_bytes"]
+    return {key: document[key] for key in ("experiments", "baseline", "notes")} | {
+        str(file.relative_to(run)): (
+            file.read_bytes() if file.suffix == ".safetensors" else pd.read_parquet(file).fillna(-1.0).to_dict("list")
+        )
+        for file in sorted(run.rglob("*"))
+        if file.suffix in (".safetensors", ".parquet")
+    }
+
+
+def test_killed_at_any_instant_a_run_ends_with_the_same_numbers(place: Path) -> None:
+    options = (*COMPARE, "--steps", "120", "--evaluations", "10", "--pack-size", "2")
+    started = time.monotonic()
+    undisturbed = rankwise(place, *options, "--run", "runs/undisturbed")
+    whole = time.monotonic() - started
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = 0
+    chance = random.Random(20)
+    run = place / "runs/killed"
+    while killed < 3:
+        resume = ("--resume",) if (run / "comparison.json").exists() else ()
+        process = subprocess.Popen(
+            [*RANKWISE, *options, "--run", "runs/killed", *resume],
+            cwd=place,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            # A third of the whole, so that three kills fall into three parts of it.
+            process.wait(chance.uniform(0.25, 0.6) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        finally:
+            process.wait()
+        if process.returncode == 0:
+            break
+    assert killed == 3
+    resumed = rankwise(place, *options, "--run", "runs/killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert kept(run) == kept(place / "runs/undisturbed")
+    assert not [file for file in run.rglob("*") if "partial" in file.name or file.parent.name == "checkpoints"]
+
+
+def test_an_interrupt_leaves_a_run_that_goes_on(place: Path) -> None:
+    options = (*COMPARE, "--steps", "2000", "--run", "runs/interrupted")
+    process = subprocess.Popen(
+        [*RANKWISE, *options], cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("training"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = errors.splitlines()[-1]
+    assert last == "rankwise: interrupted; go on with: rankwise compare … --run runs/interrupted --resume"
+    assert "Traceback" not in errors
+
+
+def bad_input(place: Path, name: str) -> tuple[str, ...]:
+    """Write a broken input; the options that use it."""
+    frame = sentences(60)
+    path = place / f"{name}.csv"
+    if name == "empty":
+        path.write_text("")
+    elif name == "one class":
+        frame.assign(label="yes").to_csv(path, index=False)
+    elif name == "unseen label":
+        frame.assign(label=["maybe", *frame["label"][1:]]).to_csv(path, index=False)
+        return ("--test", str(path))
+    elif name == "no text":
+        frame.assign(sentence=["", *frame["sentence"][1:]]).to_csv(path, index=False)
+    elif name == "missing text":
+        path = path.with_suffix(".parquet")
+        frame.assign(sentence=[None, *frame["sentence"][1:]]).to_parquet(path)
+    elif name == "no weights":
+        save_model(place / name, "bert")
+        (place / name / "model.safetensors").unlink()
+        return ("--model", str(place / name))
+    return ("--train", str(path))
+
+
+BAD = {
+    "missing file": (("--train", "absent.csv"), "absent.csv: no such file"),
+    "missing column": (("--text", "sentences"), "no column 'sentences'; its columns are 'sentence', 'label'"),
+    "empty": ((), "empty.csv: the file is empty"),
+    "one class": ((), "every label in column 'label' is 'yes'; at least two classes are needed"),
+    "unseen label": ((), "column 'label' has labels that train.csv has not: 'maybe'"),
+    "no text": ((), "column 'sentence' is empty in 1 of 60 rows, first on line 2"),
+    "missing text": ((), "column 'sentence' has no value in 1 of 60 rows"),
+    "rank 0": (("--ranks", "0,4"), "ranks: "),
+    "negative rank": (("--ranks", "-4"), "ranks: '-4' is not a whole number of at least 1"),
+    "large rank": (("--ranks", "4,100"), "rank 100 is more than any adapted layer has"),
+    "duplicate rank": (("--ranks", "4,8,4"), "ranks: rank 4 given more than once"),
+    "no weights": ((), "has no weights (model.safetensors is needed)"),
+    "unknown option": (("--rank", "4"), "No such option: --rank"),
+    "unmatched target": (("--target-modules", "query,q_proj"), "target module 'q_proj' matches no linear layer"),
+    "too long": (("--max-length", "65"), "max-length: 65 is more than the 64 positions"),
+    "foreign run": (("--run", "runs/foreign", "--resume"), "runs/foreign is not a run directory"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    options, said = BAD[name]
+    options = options or bad_input(place, name)
+    arguments = (*COMPARE, "--steps", "3", "--run", f"runs/{name}", *options)
+    monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main()
+    printed = capfd.readouterr()
+    told = [line for line in printed.err.splitlines() if line.startswith("rankwise: ")]
+    assert left.value.code == 2
+    assert len(told) == 1
+    assert said in told[0]
+    assert printed.err.splitlines()[-1] == told[0]
+    assert printed.out == ""
+    assert not (place / "runs" / name).exists()
+
+
+def test_a_rank_above_some_layers_is_a_warning(place: Path) -> None:
+    save_model(place / "narrow", "llama")
+    done = rankwise(place, *COMPARE, "--model", "narrow", "--ranks", "2,20", "--steps", "2", "--run", "runs/narrow")
+    assert done.returncode == 0, done.stderr
+    assert "rank 20 is more than 4 of 14 adapted layers have" in " ".join(done.stdout.split())
+
+
+def test_help_is_quick_to_import() -> None:
+    code = "import sys, rankwise.cli.main; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+from scipy.special import log_softmax
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
+from rankwise.decide.interval import crossed_interval
+from tests.data import sentences
+from tests.models import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+@pytest.fixture(scope="module")
+def config(model: Path) -> ComparisonConfig:
+    return ComparisonConfig(
+        model=str(model),
+        train=sentences(160, seed=1),
+        validation=sentences(40, seed=2),
+        test=sentences(60, seed=3),
+        text="sentence",
+        ranks=(2, 4),
+        learning_rates=(1e-3, 5e-3),
+        seeds=2,
+        steps=30,
+        batch_size=8,
+        max_length=48,
+        evaluations=3,
+        dtype="float32",
+        device="cpu",
+        keep_leaked=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
+    return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_row_for_each_rank_with_what_was_asked_for(finished: RankComparison, config: ComparisonConfig) -> None:
+    assert [experiment.rank for experiment in finished.experiments] == [2, 4]
+    for experiment in finished.experiments:
+        assert experiment.learning_rate in config.learning_rates
+        assert (experiment.alpha, experiment.use_rslora, experiment.seeds) == (experiment.rank, False, 2)
+        assert experiment.accuracy_low is not None
+        assert experiment.accuracy_high is not None
+        assert 0 <= experiment.accuracy_low <= experiment.accuracy <= experiment.accuracy_high <= 1
+        assert experiment.training_time_seconds > 0
+    frame = finished.to_pandas()
+    assert frame["rank"].tolist() == [2, 4]
+    assert frame["accuracy"].tolist() == [experiment.accuracy for experiment in finished.experiments]
+
+
+def test_the_document_on_disk_is_the_one_that_is_returned(finished: RankComparison) -> None:
+    assert json.loads((finished.run / "experiments.json").read_text()) == finished.to_dict()
+
+
+def test_figures_come_from_the_scores_on_disk(finished: RankComparison) -> None:
+    for experiment in finished.experiments:
+        rate = f"{experiment.learning_rate:g}"
+        name = f"r{experiment.rank}-a{experiment.rank}-lr{rate}"
+        scores = [pd.read_parquet(finished.run / "trials" / f"{name}-s{seed}" / "scores.parquet") for seed in (0, 1)]
+        correct = np.stack([one["correct"] for one in scores]).astype(float)
+        interval = crossed_interval(correct)
+        assert experiment.accuracy == pytest.approx(correct.mean())
+        assert experiment.accuracy_low == pytest.approx(max(0.0, interval.low or 0.0))
+        assert experiment.nll == pytest.approx(np.mean([one["nll"].mean() for one in scores]))
+        assert scores[0]["example_id"].tolist() == list(range(60))
+
+
+def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(finished: RankComparison) -> None:
+    for experiment in finished.experiments:
+        losses = {}
+        for rate in (1e-3, 5e-3):
+            curves = [
+                pd.read_parquet(
+                    finished.run
+                    / "trials"
+                    / f"r{experiment.rank}-a{experiment.rank}-lr{rate:g}-s{seed}"
+                    / "curve.parquet"
+                )
+                for seed in (0, 1)
+            ]
+            assert all(curve["validation_nll"].notna().sum() == 3 and len(curve) == 30 for curve in curves)
+            losses[rate] = np.mean([curve["validation_nll"].iloc[-1] for curve in curves])
+        assert experiment.learning_rate == min(losses, key=lambda rate: losses[rate])
+
+
+def test_only_chosen_trials_touch_the_test_split(finished: RankComparison) -> None:
+    chosen = {(experiment.rank, f"{experiment.learning_rate:g}") for experiment in finished.experiments}
+    scored = {
+        tuple(file.parent.name.split("-")[part] for part in (0, 2))
+        for file in finished.run.glob("trials/*/scores.parquet")
+    }
+    assert scored == {(f"r{rank}", f"lr{rate}") for rank, rate in chosen}
+
+
+def test_the_adapter_is_a_trial_that_peft_loads_and_scores_alike(finished: RankComparison, model: Path) -> None:
+    """From the raw texts, through PEFT and transformers alone, to the NLL that was reported."""
+    settings = json.loads((finished.adapter / "adapter_config.json").read_text())
+    scores = {
+        file.parent.name: pd.read_parquet(file)
+        for file in finished.run.glob(f"trials/r{settings['r']}-*/scores.parquet")
+    }
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    adapted = peft.PeftModel.from_pretrained(base, str(finished.adapter)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    test = sentences(60, seed=3)
+    encoded = tokenizer(test["sentence"].tolist(), padding=True, truncation=True, max_length=48, return_tensors="pt")
+    with torch.no_grad():
+        logits = adapted(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
+    nll = -log_softmax(logits.numpy(), axis=1)[np.arange(60), (test["label"] == "yes").astype(int)]
+    assert any(one["nll"].to_numpy() == pytest.approx(nll, abs=1e-4) for one in scores.values())
+
+
+def test_an_easy_task_is_learnt_and_rank_0_is_scored_beside_it(finished: RankComparison) -> None:
+    assert 0.3 < finished.baseline.nll < 0.8
+    assert min(experiment.nll for experiment in finished.experiments) < finished.baseline.nll
+
+
+def test_a_finished_run_is_read_again_without_training(finished: RankComparison, config: ComparisonConfig) -> None:
+    before = (finished.run / "journal.jsonl").read_bytes()
+    again = run_rank_comparison(config, run=finished.run, resume=True)
+    assert again == finished
+    assert (finished.run / "journal.jsonl").read_bytes() == before
+
+
+def test_a_larger_grid_extends_a_run(config: ComparisonConfig, tmp_path: Path) -> None:
+    small = replace(config, ranks=(2,), seeds=1, learning_rates=(1e-3,), max_test_examples=20)
+    run_rank_comparison(small, run=tmp_path / "run")
+    kept = (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns
+    large = replace(config, max_test_examples=50)
+    extended = run_rank_comparison(large, run=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns == kept
+    fresh = run_rank_comparison(large, run=tmp_path / "fresh")
+    for one, other in zip(extended.experiments, fresh.experiments, strict=True):
+        assert (one.rank, one.learning_rate, one.seeds) == (other.rank, other.learning_rate, other.seeds)
+        # Packed otherwise, so equal but for rounding.
+        assert one.nll == pytest.approx(other.nll, rel=1e-3)
+    for experiment in extended.experiments:
+        name = f"trials/r{experiment.rank}-a{experiment.rank}-lr{experiment.learning_rate:g}-s1/scores.parquet"
+        assert len(pd.read_parquet(tmp_path / "run" / name)) == 50
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"batch_size": 16}, "batch-size is 8 there and 16 here"),
+        ({"ranks": (4,)}, "ranks is 2,4 there, and 4 does not contain that"),
+        ({"seeds": 1}, "seeds is 2 there, and 1 does not contain that"),
+        ({"train": sentences(160, seed=9)}, "the train data differ"),
+        ({"test": sentences(60, seed=9)}, "the test data differ"),
+        ({"test": sentences(59, seed=3)}, "the test data differ"),
+        ({"dtype": "bfloat16"}, "dtype is float32 there and bfloat16 here"),
+    ],
+)
+def test_another_comparison_cannot_go_on_in_a_run(
+    changed: dict[str, Any], said: str, finished: RankComparison, config: ComparisonConfig
+) -> None:
+    before = {file: file.read_bytes() for file in finished.run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="belongs to another comparison") as error:
+        run_rank_comparison(replace(config, **changed), run=finished.run, resume=True)
+    assert said in str(error.value)
+    assert {file: file.read_bytes() for file in finished.run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_is_never_written_over(finished: RankComparison, config: ComparisonConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="continue it with --resume"):
+        run_rank_comparison(config, run=finished.run)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(UserError, match="is not a run directory; choose another --run"):
+        run_rank_comparison(config, run=tmp_path / "thesis")
+    with pytest.raises(UserError, match="nothing to resume"):
+        run_rank_comparison(config, run=tmp_path / "absent", resume=True)
+
+
+@pytest.mark.parametrize("file", ["comparison.json", "journal.jsonl", "trials/r2-a2-lr0.001-s0/curve.parquet"])
+def test_a_damaged_file_is_named(file: str, config: ComparisonConfig, tmp_path: Path) -> None:
+    small = replace(config, ranks=(2,), seeds=1, learning_rates=(1e-3,), steps=3)
+    run_rank_comparison(small, run=tmp_path / "run")
+    damaged = tmp_path / "run" / file
+    damaged.write_bytes(b"\x00\n" + damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(RunError, match=file) as error:
+        run_rank_comparison(small, run=tmp_path / "run", resume=True)
+    assert str(error.value).isprintable()
+
+
+def test_a_rank_whose_every_rate_diverges_is_told_and_left_out(config: ComparisonConfig, tmp_path: Path) -> None:
+    comparison = run_rank_comparison(replace(config, learning_rates=(1e-3, 1e6), steps=8), run=tmp_path / "one")
+    assert {experiment.learning_rate for experiment in comparison.experiments} == {1e-3}
+    assert any(note.startswith("4 of 8 trials diverged: r2-a2-lr1e+06-s0") for note in comparison.notes)
+    with pytest.raises(RunError, match="every trial diverged; give lower --learning-rates"):
+        run_rank_comparison(replace(config, learning_rates=(1e6,), steps=8), run=tmp_path / "all")
+
+
+def test_too_little_disk_is_told_before_anything_is_written(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.compare.directory.shutil.disk_usage", lambda path: type("", (), {"free": 1_000}))
+    with pytest.raises(UserError, match=r"not enough disk: the run needs 0\.\d GB"):
+        run_rank_comparison(config, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_mixes_its_batch_is_trained_a_trial_at_a_time(config: ComparisonConfig, tmp_path: Path) -> None:
+    """DeBERTa projects its relative positions once for a whole batch."""
+    deberta = save_model(tmp_path / "deberta", "deberta-v2")
+    comparison = run_rank_comparison(replace(config, model=str(deberta), steps=4, pack_size=4), run=tmp_path / "run")
+    planned = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert [len(event["trials"]) for event in planned if event["event"] == "planned"] == [1] * 8
+    assert any("one by one" in note for note in comparison.notes)
+
+
+def test_a_plan_counts_and_leaves_nothing(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_rank_comparison(replace(config, pack_size=3))
+    assert (plan.trials, plan.packs, plan.steps) == (8, 4, 30)
+    assert plan.training_seconds > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_seed_gives_no_interval_and_says_so(config: ComparisonConfig, tmp_path: Path) -> None:
+    comparison = run_rank_comparison(replace(config, seeds=1, steps=4), run=tmp_path / "run")
+    assert all(experiment.accuracy_low is None for experiment in comparison.experiments)
+    assert any("one seed" in note for note in comparison.notes)
