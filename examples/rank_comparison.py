@@ -17,10 +17,11 @@ CONFIG = ComparisonConfig(
     task="docmatch",
     ranks=(4, 8, 16, 32),
     alpha="rank",  # scaling alpha/rank is 1 at every rank
-    learning_rates=(1e-3, 2e-3),  # tried at every rank; the better one on validation is used
+    learning_rates=(5e-4, 1e-3),  # tried at every rank; the better one on validation is used
     seeds=3,
-    steps=100,
-    max_length=48,
+    steps=200,
+    batch_size=8,
+    max_length=32,
     evaluations=2,
 )
 

@@ -126,9 +126,12 @@ def test_the_adapter_is_a_trial_that_peft_loads_and_scores_alike(finished: RankC
     assert any(one["nll"].to_numpy() == pytest.approx(nll, abs=1e-4) for one in scores.values())
 
 
-def test_an_easy_task_is_learnt_and_rank_0_is_scored_beside_it(finished: RankComparison) -> None:
-    assert 0.3 < finished.baseline.nll < 0.8
-    assert min(experiment.nll for experiment in finished.experiments) < finished.baseline.nll
+def test_rank_0_is_scored_on_the_same_examples(finished: RankComparison) -> None:
+    scores = pd.read_parquet(finished.run / "baseline" / "scores.parquet")
+    assert scores["example_id"].tolist() == list(range(60))
+    assert finished.baseline.accuracy == pytest.approx(scores["correct"].mean())
+    assert finished.baseline.nll == pytest.approx(scores["nll"].mean())
+    assert finished.baseline.nll < 0.7  # the word that decides is in the text, so even a random model's features tell
 
 
 def test_a_finished_run_is_read_again_without_training(finished: RankComparison, config: ComparisonConfig) -> None:

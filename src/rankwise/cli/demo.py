@@ -9,16 +9,17 @@ import typer
 
 from rankwise.compare.config import ComparisonConfig
 
-# Chosen so that two CPU cores finish in minutes: short texts, few steps, the two rates that the ranks share.
+# Chosen so that two CPU cores finish in minutes: short texts, small batches, few steps, and two rates of
+# which the lower ranks want the higher one.
 DEMO = ComparisonConfig(
     model="embedded",
     task="docmatch",
     ranks=(4, 8, 16, 32),
-    learning_rates=(1e-3, 2e-3),
+    learning_rates=(5e-4, 1e-3),
     seeds=3,
-    steps=100,
-    batch_size=16,
-    max_length=48,
+    steps=200,
+    batch_size=8,
+    max_length=32,
     evaluations=2,
 )
 

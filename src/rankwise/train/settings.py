@@ -48,7 +48,7 @@ class TrainingSettings:
 def steps_of_epochs(epochs: float, examples: int, batch_size: int, accumulation: int) -> int:
     """Optimiser steps in which training sees `epochs` times its examples.
 
-    >>> steps_of_epochs(3, examples=100, batch_size=16, accumulation=1)
+    >>> steps_of_epochs(3.0, examples=100, batch_size=16, accumulation=1)
     21
     """
     batches = math.ceil(examples / batch_size)
