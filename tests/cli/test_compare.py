@@ -117,6 +117,13 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def checkpoints(run: Path) -> set[tuple[str, int]]:
+    try:
+        return {(file.name, file.stat().st_mtime_ns) for file in run.glob("checkpoints/pack*")}
+    except FileNotFoundError:  # removed while we looked, its pack is trained
+        return set()
+
+
 def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) -> None:
     options = (*COMPARE, "--steps", "100", "--evaluations", "10", "--pack-size", "2")
     undisturbed = rankwise(place, *options, "--run", "runs/undisturbed")
@@ -128,9 +135,7 @@ def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) 
         # Counted in checkpoints, of which there are 40, so that a slow machine is killed as often as a fast one.
         wanted, seen, last = chance.randint(1, 8), 0, None
         while seen < wanted and process.poll() is None:
-            now = {
-                (file.name, file.stat().st_mtime_ns) for file in list(run.glob("checkpoints/pack*")) if file.exists()
-            }
+            now = checkpoints(run)
             seen, last = seen + (bool(now) and now != last), now
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.05))

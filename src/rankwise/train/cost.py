@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import re
 import statistics
 import time
@@ -46,9 +47,10 @@ def measure_costs(
     """Cost of a step of each trial (one a rank), all on the same batches; training itself is not touched."""
     lengths = task.train.input_ids.lengths
     seconds: dict[int, list[float]] = {trial.rank: [] for trial in trials}
-    batches = list(islice(training_rows(lengths, settings.batch_size, seed=0), _ROUNDS * _TIMED_STEPS))
+    an_epoch = math.ceil(len(lengths) / settings.batch_size)
+    batches = list(islice(training_rows(lengths, settings.batch_size, seed=0), max(an_epoch, _ROUNDS * _TIMED_STEPS)))
     largest = max(batches, key=lambda rows: int(lengths[rows].max()) * len(rows))
-    peaks: dict[int, int | None] = {}
+    peaks: dict[int, list[int | None]] = {trial.rank: [] for trial in trials}
     for round_number in range(_ROUNDS):
         timed = batches[round_number * _TIMED_STEPS :][:_TIMED_STEPS]
         for trial in trials if round_number % 2 == 0 else reversed(trials):
@@ -61,9 +63,12 @@ def measure_costs(
                     _wait(base.device)
                     if number > 0:
                         seconds[trial.rank].append(time.perf_counter() - started)
-                    elif round_number == 0:
-                        peaks[trial.rank] = meter.bytes()
-    return [StepCost(trial.rank, statistics.median(seconds[trial.rank]), peaks[trial.rank]) for trial in trials]
+                    else:
+                        peaks[trial.rank].append(meter.bytes())
+    return [
+        StepCost(trial.rank, statistics.median(seconds[trial.rank]), _median_bytes(peaks[trial.rank]))
+        for trial in trials
+    ]
 
 
 class PeakMemory:
@@ -88,6 +93,12 @@ class PeakMemory:
         if self._before is None:
             return None
         return self.base.bytes + max(0, _resident("VmHWM") - self._before)
+
+
+def _median_bytes(peaks: Sequence[int | None]) -> int | None:
+    # The first peak has what libraries allocate once; the median has not.
+    counted = [peak for peak in peaks if peak is not None]
+    return int(statistics.median(counted)) if counted else None
 
 
 def _reset_high_water() -> bool:

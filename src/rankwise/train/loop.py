@@ -32,6 +32,7 @@ from rankwise.train.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
 _REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
+_REPORTED_STEPS = 20  # a single small batch's loss says little
 _EXPLODED = 100.0  # times the first loss: norms between layers keep many a lost trial finite
 _EVALUATION_TOKENS = 16_384  # padded tokens in one forward of an evaluation, over all trials
 
@@ -46,7 +47,7 @@ class TrainedTrial:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a pack stands. Losses are in the order of `trials`; the last evaluations may be missing."""
+    """Where a pack stands, in the order of `trials`: the train loss is the mean over the last few steps."""
 
     trials: tuple[Trial, ...]
     step: int
