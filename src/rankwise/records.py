@@ -36,7 +36,12 @@ class Trial:
     def id(self) -> str:
         """A name that is unique within a run and safe as a file name."""
         rule = "-rs" if self.use_rslora else ""
-        return f"r{self.rank}-a{self.alpha:g}{rule}-lr{self.learning_rate:g}-s{self.seed}"
+        return f"r{self.rank}-a{_exact(self.alpha)}{rule}-lr{_exact(self.learning_rate)}-s{self.seed}"
+
+
+def _exact(number: float) -> str:
+    """A number's shortest text that is read back as the same number; whole numbers without `.0`."""
+    return repr(float(number)).removesuffix(".0")
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_a_damaged_file_is_named(file: str, config: ComparisonConfig, tmp_path: 
 def test_a_rank_whose_every_rate_diverges_is_told_and_left_out(config: ComparisonConfig, tmp_path: Path) -> None:
     comparison = run_rank_comparison(replace(config, learning_rates=(1e-3, 1e6), steps=8), run=tmp_path / "one")
     assert {experiment.learning_rate for experiment in comparison.experiments} == {1e-3}
-    assert any(note.startswith("4 of 8 trials diverged: r2-a2-lr1e+06-s0") for note in comparison.notes)
+    assert any(note.startswith("4 of 8 trials diverged: r2-a2-lr1000000-s0") for note in comparison.notes)
     with pytest.raises(RunError, match="every trial diverged; give lower --learning-rates"):
         run_rank_comparison(replace(config, learning_rates=(1e6,), steps=8), run=tmp_path / "all")
 
