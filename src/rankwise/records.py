@@ -6,6 +6,7 @@ Bytes are integers. Losses are natural-log likelihoods (nats) per example.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -58,7 +59,7 @@ class TrialResult:
     """What one trained trial leaves behind.
 
     `train_nll` holds the mean loss of each optimiser step, before its update. *diverged* means that a
-    loss was not finite, or that one exceeded the first a hundred times.
+    loss was not finite, or a hundred times both the first one and that of chance.
     """
 
     trial: Trial
@@ -169,14 +170,20 @@ class RankComparison:
         return pd.DataFrame([dataclasses.asdict(experiment) for experiment in self.experiments])
 
     def to_dict(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """What `--json` prints; JSON has no word for a figure that is not finite, so that is None."""
         return {
             "run": str(self.run),
             "model": self.model,
             "task": self.task,
-            "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
-            "baseline": dataclasses.asdict(self.baseline),
+            "experiments": [_finite(dataclasses.asdict(experiment)) for experiment in self.experiments],
+            "baseline": _finite(dataclasses.asdict(self.baseline)),
             "wall_seconds": self.wall_seconds,
             "adapter": str(self.adapter),
             "notes": list(self.notes),
         }
+
+
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }

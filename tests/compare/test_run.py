@@ -10,6 +10,7 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from filelock import FileLock
 from scipy.special import log_softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -145,7 +146,7 @@ def test_a_larger_grid_extends_a_run(config: ComparisonConfig, tmp_path: Path) -
     small = replace(config, ranks=(2,), seeds=1, learning_rates=(1e-3,), max_test_examples=20)
     run_rank_comparison(small, run=tmp_path / "run")
     kept = (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns
-    large = replace(config, max_test_examples=50)
+    large = replace(config, max_test_examples=1000)  # all there are: 60
     extended = run_rank_comparison(large, run=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns == kept
     fresh = run_rank_comparison(large, run=tmp_path / "fresh")
@@ -155,7 +156,7 @@ def test_a_larger_grid_extends_a_run(config: ComparisonConfig, tmp_path: Path) -
         assert one.nll == pytest.approx(other.nll, rel=1e-3)
     for experiment in extended.experiments:
         name = f"trials/r{experiment.rank}-a{experiment.rank}-lr{experiment.learning_rate:g}-s1/scores.parquet"
-        assert len(pd.read_parquet(tmp_path / "run" / name)) == 50
+        assert len(pd.read_parquet(tmp_path / "run" / name)) == 60
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_rank_whose_every_rate_diverges_is_told_and_left_out(config: Compariso
     comparison = run_rank_comparison(replace(config, learning_rates=(1e-3, 1e6), steps=8), run=tmp_path / "one")
     assert {experiment.learning_rate for experiment in comparison.experiments} == {1e-3}
     assert any(note.startswith("4 of 8 trials diverged: r2-a2-lr1000000-s0") for note in comparison.notes)
-    with pytest.raises(RunError, match="every trial diverged; give lower --learning-rates"):
+    with pytest.raises(RunError, match="at every learning rate of every rank a seed diverged"):
         run_rank_comparison(replace(config, learning_rates=(1e6,), steps=8), run=tmp_path / "all")
 
 
@@ -224,7 +225,8 @@ def test_a_model_that_mixes_its_batch_is_trained_a_trial_at_a_time(config: Compa
     deberta = save_model(tmp_path / "deberta", "deberta-v2")
     comparison = run_rank_comparison(replace(config, model=str(deberta), steps=4, pack_size=4), run=tmp_path / "run")
     planned = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
-    assert [len(event["trials"]) for event in planned if event["event"] == "planned"] == [1] * 8
+    (plan,) = [event["packs"] for event in planned if event["event"] == "plan"]
+    assert [len(pack["trials"]) for pack in plan] == [1] * 8
     assert any("one by one" in note for note in comparison.notes)
 
 
@@ -242,3 +244,57 @@ def test_one_seed_gives_no_interval_and_says_so(config: ComparisonConfig, tmp_pa
     comparison = run_rank_comparison(replace(config, seeds=1, steps=4), run=tmp_path / "run")
     assert all(experiment.accuracy_low is None for experiment in comparison.experiments)
     assert any("one seed" in note for note in comparison.notes)
+
+
+def test_a_second_process_is_kept_out_of_a_run(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    with FileLock(finished.run / "run.lock"), pytest.raises(UserError, match="in use by another process"):
+        run_rank_comparison(config, run=finished.run, resume=True)
+
+
+def test_a_run_that_another_made_meanwhile_is_not_joined(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading takes a while, and two shells may have started the same command."""
+
+    def other_first(prepared: object) -> int:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "comparison.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr("rankwise.compare.run.disk_bytes", other_first)
+    with pytest.raises(UserError, match="continue it with --resume"):
+        run_rank_comparison(config, run=tmp_path / "run")
+
+
+def test_packs_that_did_not_fit_are_divided_on_resume(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwise.compare.run.run_pack", no_memory)
+        with pytest.raises(RunError, match="out of memory: go on with a smaller --pack-size and --resume"):
+            run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")
+    run_rank_comparison(replace(config, steps=4, pack_size=1), run=tmp_path / "run", resume=True)
+    events = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    trained = [len(event["status"]) for event in events if event["event"] == "trained"]
+    assert trained == [1] * 8
+
+
+def test_a_model_that_was_changed_meanwhile_cannot_go_on(config: ComparisonConfig, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "bert")
+    small = replace(config, model=str(model), ranks=(2,), seeds=1, learning_rates=(1e-3,), steps=2)
+    run_rank_comparison(small, run=tmp_path / "run")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
+    with pytest.raises(UserError, match="the model's revision is"):
+        run_rank_comparison(small, run=tmp_path / "run", resume=True)
+
+
+def test_a_tokenizer_of_another_model_is_told(config: ComparisonConfig, tmp_path: Path) -> None:
+    small = save_model(tmp_path / "small", "bert", vocab_size=10)
+    with pytest.raises(UserError, match=r"gives token \d+, and the model has 10 token embeddings"):
+        run_rank_comparison(replace(config, model=str(small)), run=tmp_path / "run")

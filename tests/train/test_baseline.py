@@ -13,7 +13,7 @@ from rankwise.base.load import BaseModel, load_base
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
 from rankwise.tasks.task import collate
-from rankwise.train.baseline import _features, _Head, _head_chain, fit_baseline
+from rankwise.train.baseline import _features, _Head, fit_baseline, head_chain
 from rankwise.train.loop import example_nll
 from tests.models import ARCHITECTURES, save_model
 from tests.train.tasks import token_task
@@ -30,7 +30,7 @@ def as_language_model(config: transformers.PreTrainedConfig) -> torch.nn.Module:
 def check_head(base: BaseModel) -> None:
     """The head found on cached features is the head that a pack at its start (B = 0) computes with."""
     task = token_task()
-    chain = _head_chain(base, task)
+    chain = head_chain(base, task)
     features = _features(base, chain, task.test, pad_token_id=0)
     with torch.no_grad():
         logits = _Head(base, chain, 7, torch.ones(features.shape[1]))(features)
@@ -60,7 +60,7 @@ def test_the_head_is_fitted_to_convergence(tmp_path: Path) -> None:
     # With validation equal to train nothing but the training loss itself stops the fit.
     same = type(task)(task.name, task.labels, task.train, task.train, task.train, task.pad_token_id)
     fitted = fit_baseline(base, same, seed=0)
-    x = _features(base, _head_chain(base, task), task.train, pad_token_id=0).double().numpy()
+    x = _features(base, head_chain(base, task), task.train, pad_token_id=0).double().numpy()
     x /= x.std(axis=0)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -16,9 +16,10 @@ from rankwise.base.load import BaseModel, load_base
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.errors import RunError
 from rankwise.lora.attach import attached, initial_state
-from rankwise.records import Trial
+from rankwise.records import Evaluation, Trial
 from rankwise.tasks.task import Task, collate, training_rows
-from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, run_pack, score, train_step
+from rankwise.train.checkpoint import PackProgress
+from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, _trained, run_pack, score, train_step
 from rankwise.train.settings import TrainingSettings
 from tests.models import save_model
 from tests.train.tasks import token_task
@@ -224,3 +225,13 @@ def test_each_trial_is_clipped_by_its_own_norm(bert: Setup) -> None:
     alone = bert.run([trial(4)], settings)[trial(4)].result.train_nll
     beside = bert.run([trial(4), Trial(8, 800.0, False, RATE, seed=3)], settings)[trial(4)].result.train_nll
     assert beside == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_small_first_loss_is_no_yardstick_for_divergence(bert: Setup) -> None:
+    """A checkpoint that knows the task starts near 0; one wrong label is then a thousand times its loss."""
+    losses = torch.tensor([[1e-4], [0.9], [1e-4]])
+    progress = PackProgress((trial(4),), losses, 3, [(Evaluation(3, 0.1, 1.0),)])
+    with attached(bert.base, [trial(4)], bert.targets) as pack:
+        assert _trained(pack, progress, 0, classes=2).result.status == "trained"
+        progress.train_nll[1] = 1e3
+        assert _trained(pack, progress, 0, classes=2).result.status == "diverged"

@@ -68,6 +68,8 @@ def pick_device(choice: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(choice)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {choice!r} is not usable here; try cpu or auto") from error
@@ -151,7 +153,7 @@ def load_base(
     model.train()
     return BaseModel(
         name=str(name),
-        revision=_weights_hash(Path(located)) if local else model.config._commit_hash,
+        revision=_model_hash(Path(located)) if local else model.config._commit_hash,
         model=model,
         tokenizer=tokenizer,
         device=chosen_device,
@@ -225,9 +227,9 @@ def _remove_dropout(model: PreTrainedModel) -> None:
                     setattr(holder, attribute, 0.0)
 
 
-def _weights_hash(directory: Path) -> str:
+def _model_hash(directory: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in [directory / "config.json", *sorted(directory.glob("*.safetensors"))]:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -46,6 +46,9 @@ def require_classifier(config: PreTrainedConfig) -> None:
     known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not known and AutoModelForSequenceClassification.__name__ not in remote:
         raise UserError(f"a {config.model_type} model cannot classify sequences in transformers: give another model")
+    if config.is_encoder_decoder:
+        # BART and T5 pick the last end-of-text token, of which every row must have the same number.
+        raise UserError(f"a {config.model_type} model has an encoder and a decoder: give a model with one of them")
 
 
 def meta_model(config: PreTrainedConfig, *, num_labels: int = 2, trust_remote_code: bool = False) -> PreTrainedModel:

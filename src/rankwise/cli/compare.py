@@ -30,8 +30,12 @@ def compare(
     rankwise compare --train train.csv --text sentence --label label --ranks 4,8,16,32
     """
     values = {} if file is None else read_config_file(file)
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for length, rival in (("steps", "epochs"), ("epochs", "steps")):
+        if length in options:
+            values.pop(rival, None)
     config = ComparisonConfig.from_mapping(
-        {name.replace("-", "_"): value for name, value in values.items()} | options,
+        values | options,
         origin="the command line" if file is None else str(file),
     )
 

@@ -21,7 +21,6 @@ from rankwise.errors import RunError, UserError
 app = typer.Typer(
     name="rankwise",
     help="Which LoRA rank? Answered by measurement.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in help texts are brackets
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,14 +51,17 @@ def main() -> None:
     # Set before transformers is imported: a warning of a library's is not this program's voice.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         code = _fail(str(error), 2)
     except RunError as error:
         code = _fail(str(error), 1)
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        code = _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror or error})", 2)
     except TyperException as error:
         code = _fail(" ".join(error.format_message().split()), 2)
     sys.exit(code if isinstance(code, int) else 0)

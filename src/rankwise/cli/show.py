@@ -11,12 +11,15 @@ from rich.console import Console
 from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
+from rankwise.errors import UserError
 from rankwise.report.plan import plan_table
 from rankwise.report.tables import comparison_notes, comparison_table
 
 
 def show_comparison(config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool, command: str) -> None:
     """Run or resume a comparison and print its table, or its JSON document."""
+    if resume and run is None:
+        raise UserError("--resume goes on with a run: say which with --run")
     run = run or new_run()
     try:
         with watched() as observe:

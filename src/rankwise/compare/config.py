@@ -153,7 +153,9 @@ class ComparisonConfig:
     keep_leaked: bool = _option(False, _flag, "Keep test examples that also occur in train.")
     max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
     max_validation_examples: int | None = _option(None, whole_number(2), "Use this many validation examples.")
-    max_test_examples: int | None = _option(None, whole_number(2), "Use this many test examples; more extend a run.")
+    max_test_examples: int | None = _option(
+        None, whole_number(2), "Use this many test examples, drawn at random; more extend a run."
+    )
     max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
     ranks: tuple[int, ...] = _option((4, 8, 16, 32), _ranks, "Ranks to compare.")
     alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")

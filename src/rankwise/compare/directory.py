@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
@@ -57,7 +59,7 @@ class RunDirectory:
             return
         if (self.path / "comparison.json").is_file():
             raise UserError(f"run directory {self.path} exists: continue it with --resume, or choose another --run")
-        if not self.path.is_dir() or any(self.path.iterdir()):
+        if not self.path.is_dir() or any(entry.name != "run.lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} exists and is not a run directory; choose another --run")
 
     def check_space(self, needed: int) -> None:
@@ -70,12 +72,32 @@ class RunDirectory:
                 "free some, or choose another --run"
             )
 
-    def open(self, description: Description, test: Split) -> Journal:
-        """Create the run, or check that the one that is there may go on with this description.
+    @contextmanager
+    def opened(self, description: Description, test: Split, *, resume: bool) -> Iterator[Journal]:
+        """Create the run, or check that the one that is there may go on; no other process can, until this is left.
 
         More seeds, ranks, learning rates or test examples extend a run; any other difference of
         configuration, model or data is a `UserError` that names it.
         """
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"run directory {self.path} is in use by another process; choose another --run") from None
+        except OSError as error:
+            raise UserError(
+                f"run directory {self.path} cannot be written ({error.strerror}); choose another --run"
+            ) from error
+        try:
+            self.check_free(resume=resume)
+            self._describe(description, test)
+            yield Journal(self.path / "journal.jsonl")
+        finally:
+            lock.release()
+
+    def _describe(self, description: Description, test: Split) -> None:
+        """Write what the run is; what made its first numbers (versions, hardware) stays."""
         file = self.path / "comparison.json"
         if file.is_file():
             try:
@@ -88,14 +110,8 @@ class RunDirectory:
                     f"run directory {self.path} belongs to another comparison: {'; '.join(differences)}; "
                     "choose another --run"
                 )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(file, description)
-        except OSError as error:
-            raise UserError(
-                f"run directory {self.path} cannot be written ({error.strerror}); choose another --run"
-            ) from error
-        return Journal(self.path / "journal.jsonl")
+            description = description | {key: there[key] for key in ("versions", "hardware")}
+        write_json(file, description)
 
     def write_result(self, result: TrialResult) -> None:
         """Learning curve of a trial: train_nll at every step, validation scores where they were taken."""
@@ -184,7 +200,9 @@ def _differences(there: Description, here: Description, test: Split) -> list[str
 def _grown(old: Any, new: Any) -> bool:
     if isinstance(old, Sequence):
         return set(old) <= set(new)
-    return new is None or (old is not None and new >= old)
+    if old is None or new is None:
+        return old is new
+    return bool(new >= old)
 
 
 def _shown(value: Any) -> str:

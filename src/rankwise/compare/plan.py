@@ -42,12 +42,14 @@ def plan_packs(trials: Iterable[Trial], planned: Sequence[PlannedPack], size: in
         if trial not in placed:
             by_seed.setdefault(trial.seed, []).append(trial)
     packs = list(planned)
+    number = 1 + max((int(pack.id.removeprefix("pack")) for pack in planned), default=-1)
     for members in by_seed.values():
         # As even as possible: 9 trials in packs of 8 are 5 and 4.
         count = -(-len(members) // size)
         bounds = [round(len(members) * part / count) for part in range(count + 1)]
         for start, stop in pairwise(bounds):
-            packs.append(PlannedPack(f"pack{len(packs):04d}", tuple(members[start:stop])))
+            packs.append(PlannedPack(f"pack{number:04d}", tuple(members[start:stop])))
+            number += 1
     return packs
 
 

@@ -22,6 +22,7 @@ from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.task import Split, Task
+from rankwise.train.baseline import head_chain
 from rankwise.train.settings import TrainingSettings, steps_of_epochs
 
 _DEFAULT_EPOCHS = 3.0
@@ -95,6 +96,10 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
     limit = position_limit(base)
     if limit is not None and config.max_length > limit:
         raise UserError(f"max-length: {config.max_length} is more than the {limit} positions that {config.model} has")
+    _check_tokens(base, task)
+    if config.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
+        raise UserError(f"gradient-checkpointing: {config.model} cannot recompute activations; leave it out")
+    head_chain(base, task)  # what rank 0 cannot do is told before anything is written
     targets = match_targets(base.model, config.target_modules, trained=base.trained_modules)
     warnings = check_ranks(config.ranks, targets)
     steps = config.steps
@@ -115,6 +120,17 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
     if not apart:
         warnings = (*warnings, f"{config.model} shares products among a batch: its trials are trained one by one")
     return Prepared(config, base, task, targets, settings, apart, (*task.notes, *warnings))
+
+
+def _check_tokens(base: BaseModel, task: Task) -> None:
+    rows = base.model.get_input_embeddings().num_embeddings
+    splits = (task.train, task.validation, task.test)
+    largest = max(task.pad_token_id, *(int(split.input_ids.flat.max()) for split in splits))
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer of {base.name} gives token {largest}, and the model has {rows} token embeddings: "
+            "they do not belong together"
+        )
 
 
 def describe(prepared: Prepared) -> Description:

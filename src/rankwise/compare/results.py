@@ -10,7 +10,7 @@ import numpy as np
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.decide.interval import crossed_interval
-from rankwise.records import RankExperiment, Trial, TrialResult
+from rankwise.records import Interval, RankExperiment, Trial, TrialResult
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ def experiment(
 ) -> RankExperiment:
     """One rank's row, from any of its chosen trials and the scores of all of them."""
     accuracy = crossed_interval(scores.correct.astype(np.float64), groups=groups)
+    if accuracy.low == accuracy.high:
+        # Every example right (or wrong) at every seed does not tell how another sample would vary.
+        accuracy = Interval(accuracy.mean, None, None)
     return RankExperiment(
         rank=trial.rank,
         alpha=trial.alpha,
@@ -76,7 +79,7 @@ def notes_on_training(
         notes.append(f"{len(diverged)} of {len(results)} trials diverged: {', '.join(diverged)}")
     without = [rank for rank in config.ranks if rank not in chosen]
     if without:
-        notes.append(f"rank {_listed(without)}: every learning rate diverged; give lower --learning-rates")
+        notes.append(f"rank {_listed(without)}: at every learning rate a seed diverged; add lower --learning-rates")
     rates = config.learning_rates
     if len(rates) == 1:
         notes.append("one learning rate was tried: it may be fairer to some ranks than to others")

@@ -6,6 +6,7 @@ one that is new take the same way.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rankwise.compare.journal import Journal
 from rankwise.compare.plan import PlannedPack, grid, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.results import TestScores, choose_learning_rates, experiment, notes_on_training
-from rankwise.errors import RunError
+from rankwise.errors import RunError, UserError
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter, write_adapter
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Trial, TrialResult
@@ -68,12 +69,12 @@ def run_rank_comparison(
     """
     directory = RunDirectory(Path(run) if run is not None else new_run())
     directory.check_free(resume=resume)
-    prepared = prepare(config, lambda text: observe(Stage(text)))
-    if not resume:
-        directory.check_space(disk_bytes(prepared))
-    journal = directory.open(describe(prepared), prepared.task.test)
-    with _resumable(directory):
-        return _compare(prepared, directory, journal, observe)
+    with _memory_told():
+        prepared = prepare(config, lambda text: observe(Stage(text)))
+        if not resume:
+            directory.check_space(disk_bytes(prepared))
+        with directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal, _resumable(directory):
+            return _compare(prepared, directory, journal, observe)
 
 
 def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> RankComparison:
@@ -83,7 +84,9 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
     results = _train(prepared, directory, journal, costs, observe)
     chosen = choose_learning_rates(results, config)
     if not chosen:
-        raise RunError(f"every trial diverged; give lower --learning-rates and another --run than {directory.path}")
+        raise RunError(
+            "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
+        )
     chosen_trials = [config.trial(rank, rate, seed) for rank, rate in chosen.items() for seed in config.seed_numbers]
     _score(prepared, directory, journal, chosen_trials, observe)
     best = min(chosen_trials, key=lambda trial: results[trial].validation_nll)
@@ -118,25 +121,38 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
 
 
 @contextmanager
-def _resumable(directory: RunDirectory) -> Iterator[None]:
-    """What the machine lacks, in one line; the run is left as it is and can go on."""
+def _memory_told() -> Iterator[None]:
+    """Out of memory in one line, on whatever device."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU torch has no class of its own for this.
+        if type(error) is RuntimeError and not re.search("allocate memory|not enough memory", str(error)):
+            raise
         raise RunError(
-            f"out of memory: go on with a smaller --pack-size and --resume (--run {directory.path}); "
-            "if it is 1 already, with a smaller --batch-size in a new run"
+            "out of memory: go on with a smaller --pack-size and --resume; if no pack had more than one trial, "
+            "start again with a smaller --batch-size or --gradient-checkpointing"
         ) from error
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """What goes wrong with the run's files, in one line; the run is left as it is and can go on."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{directory.path} could not be written: {reason}; then go on with --resume") from error
+    except UserError as error:
+        raise RunError(f"{error}; restore it from a copy, or start a new run") from error
 
 
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
     """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
-    prepared = prepare(config, lambda text: observe(Stage(text)))
-    observe(Stage("timing a few steps of each rank"))
-    costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
+    with _memory_told():
+        prepared = prepare(config, lambda text: observe(Stage(text)))
+        observe(Stage("timing a few steps of each rank"))
+        costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
     trials = grid(config)
     size = _pack_size(prepared, costs)
     packs = plan_packs(trials, [], size)
@@ -186,19 +202,14 @@ def _train(
     prepared: Prepared, directory: RunDirectory, journal: Journal, costs: dict[int, StepCost], observe: Observer
 ) -> dict[Trial, TrialResult]:
     """Train the packs that are not trained yet; the results of all trials."""
-    planned = [
-        PlannedPack(event["pack"], tuple(Trial(**trial) for trial in event["trials"]))
-        for event in journal.of("planned")
-    ]
-    packs = plan_packs(grid(prepared.config), planned, _pack_size(prepared, costs))
-    for pack in packs[len(planned) :]:
-        journal.append("planned", pack=pack.id, trials=[asdict(trial) for trial in pack.trials])
     statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
     done = frozenset(event["pack"] for event in journal.of("trained"))
+    packs = _plan(prepared, directory, journal, costs, done)
     observe(Planned(tuple(packs), done, prepared.settings.steps))
     results: dict[Trial, TrialResult] = {}
     for pack in packs:
         if pack.id in done:
+            directory.checkpoint(pack.id).unlink(missing_ok=True)
             results |= {trial: directory.read_result(trial, statuses[trial.id]) for trial in pack.trials}
             continue
         started = time.monotonic()
@@ -221,6 +232,30 @@ def _train(
     return results
 
 
+def _plan(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, costs: dict[int, StepCost], done: frozenset[str]
+) -> list[PlannedPack]:
+    """The journaled packs and those for trials that have none; the whole plan is one event, the last one counts.
+
+    Packs that are not trained and larger than an explicit pack size are divided: they may not have fitted.
+    """
+    plans = journal.of("plan")
+    planned = [
+        PlannedPack(pack["pack"], tuple(Trial(**trial) for trial in pack["trials"]))
+        for pack in (plans[-1]["packs"] if plans else [])
+    ]
+    most = prepared.config.pack_size
+    kept = [pack for pack in planned if pack.id in done or most is None or len(pack.trials) <= most]
+    for pack in planned:
+        if pack not in kept:
+            directory.checkpoint(pack.id).unlink(missing_ok=True)
+    packs = plan_packs(grid(prepared.config), kept, _pack_size(prepared, costs))
+    if packs != planned:
+        event = [{"pack": pack.id, "trials": [asdict(trial) for trial in pack.trials]} for pack in packs]
+        journal.append("plan", packs=event)
+    return packs
+
+
 def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:
     trial = trained.result.trial
     # The parts must sum to the number that is reported.
@@ -236,8 +271,11 @@ def _score(
     """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
     test = prepared.task.test
     scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
-    missing = [trial for trial in trials if trial.id not in scored]
-    for members in plan_packs(missing, [], prepared.most_trials):
+    for members in plan_packs(trials, [], prepared.most_trials):
+        missing = [trial for trial in members.trials if trial.id not in scored]
+        if not missing:
+            continue
+        # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
         observe(Stage(f"scoring seed {members.trials[0].seed} on {len(test):,} test examples"))
         started = time.monotonic()
         with attached(prepared.base, members.trials, prepared.targets) as pack:
@@ -246,8 +284,9 @@ def _score(
                 pack.load(index, adapter.state)
             nll, correct = score(pack, test, prepared.task.pad_token_id)
         for index, trial in enumerate(pack.trials):
-            directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
-        ids = [trial.id for trial in members.trials]
+            if trial in missing:
+                directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
+        ids = [trial.id for trial in missing]
         journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
 
 

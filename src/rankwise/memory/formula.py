@@ -51,16 +51,8 @@ def estimate_lora_params(
 def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[str, ...]:
     """Warnings about ranks that exceed what some adapted layers have: min(d_in, d_out).
 
-    Raises `UserError` for no rank, a rank below 1, one named twice, or one that no layer has.
+    Raises `UserError` for a rank that no layer has.
     """
-    if not ranks:
-        raise UserError("no rank to compare: give at least one")
-    for rank in ranks:
-        if rank < 1:
-            hint = "; rank 0, the frozen base model, is always measured" if rank == 0 else ""
-            raise UserError(f"rank {rank}: an adapter's rank is at least 1{hint}")
-        if ranks.count(rank) > 1:
-            raise UserError(f"rank {rank} is named twice")
     full = {layer.name: min(layer.d_in, layer.d_out) for layer in layers}
     warnings = []
     for rank in ranks:

@@ -177,7 +177,7 @@ def _drop_leaked(splits: dict[SplitName, Examples], *, keep: bool) -> tuple[dict
 
 
 def _capped(examples: Examples, cap: int | None, seed: int) -> Examples:
-    if cap is None or cap >= len(examples):
+    if cap is None:
         return examples
     return examples.take(np.random.default_rng(seed).permutation(len(examples))[:cap])
 

@@ -49,7 +49,7 @@ class BaselineScores:
 
 
 @dataclass(frozen=True)
-class _Chain:
+class HeadChain:
     """The trained modules in the order they run, and the activations between them."""
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
 
     Raises `UserError` where the head is not a chain of linear layers.
     """
-    chain = _head_chain(base, task)
+    chain = head_chain(base, task)
     train, validation, test = (
         _features(base, chain, split, task.pad_token_id) for split in (task.train, task.validation, task.test)
     )
@@ -80,7 +80,7 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
 class _Head(nn.Module):
     """The head as a trial of this seed starts with it, for features divided by `scale` (the same function)."""
 
-    def __init__(self, base: BaseModel, chain: _Chain, seed: int, scale: Float32[Tensor, " features"]) -> None:
+    def __init__(self, base: BaseModel, chain: HeadChain, seed: int, scale: Float32[Tensor, " features"]) -> None:
         super().__init__()
         state = initial_heads(base, seed)
         self.activations = chain.activations
@@ -130,8 +130,8 @@ def _fit(
     return best_loss, best
 
 
-def _head_chain(base: BaseModel, task: Task) -> _Chain:
-    """The trained modules in the order one forward runs them."""
+def head_chain(base: BaseModel, task: Task) -> HeadChain:
+    """The trained modules in the order one forward runs them. Raises `UserError` where they are no chain."""
     calls: list[tuple[str, Tensor, Tensor]] = []
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -152,7 +152,7 @@ def _head_chain(base: BaseModel, task: Task) -> _Chain:
             f"the head of {base.name} ({', '.join(base.trained_modules)}) is not a chain of linear layers with "
             "activations between them: rank 0, the baseline of every comparison, cannot be fitted"
         )
-    return _Chain(names, tuple(activation for activation in activations if activation is not None))
+    return HeadChain(names, tuple(activation for activation in activations if activation is not None))
 
 
 def _activation(leaving: Tensor, entering: Tensor) -> Activation | None:
@@ -163,7 +163,9 @@ def _activation(leaving: Tensor, entering: Tensor) -> Activation | None:
     return ACT2FN[nearest] if errors[nearest] < _SAME else None
 
 
-def _features(base: BaseModel, chain: _Chain, split: Split, pad_token_id: int) -> Float32[Tensor, "examples features"]:
+def _features(
+    base: BaseModel, chain: HeadChain, split: Split, pad_token_id: int
+) -> Float32[Tensor, "examples features"]:
     """What enters the head, for each example, on the CPU."""
     parts: dict[int, Tensor] = {}
     with _entering_head(base, chain) as entering:
@@ -174,7 +176,7 @@ def _features(base: BaseModel, chain: _Chain, split: Split, pad_token_id: int) -
 
 
 @contextmanager
-def _entering_head(base: BaseModel, chain: _Chain) -> Iterator[Callable[[Batch], Tensor]]:
+def _entering_head(base: BaseModel, chain: HeadChain) -> Iterator[Callable[[Batch], Tensor]]:
     """A function from a batch to (batch, features).
 
     A decoder's single layer runs on every token and the model picks one afterwards, so with one layer

@@ -33,7 +33,7 @@ from rankwise.train.settings import TrainingSettings
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
 _REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
 _REPORTED_STEPS = 20  # a single small batch's loss says little
-_EXPLODED = 100.0  # times the first loss: norms between layers keep many a lost trial finite
+_EXPLODED = 100.0  # times the loss of the start or of chance: norms between layers keep many a lost trial finite
 _EVALUATION_TOKENS = 16_384  # padded tokens in one forward of an evaluation, over all trials
 
 
@@ -120,7 +120,7 @@ def run_pack(
             if checkpoint is not None and (evaluate or now - saved > CHECKPOINT_SECONDS):
                 write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
                 saved = now
-        return [_trained(pack, progress, index) for index in range(len(pack.trials))]
+        return [_trained(pack, progress, index, len(task.labels)) for index in range(len(pack.trials))]
 
 
 def train_step(
@@ -180,13 +180,15 @@ def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
 
 def _report(progress: PackProgress) -> StepReport:
     validation = tuple(evaluation.nll for evaluation in progress.evaluations[-1]) if progress.evaluations else None
-    return StepReport(progress.trials, progress.step, tuple(progress.train_nll[progress.step - 1].tolist()), validation)
+    recent = progress.train_nll[max(0, progress.step - _REPORTED_STEPS) : progress.step].mean(dim=0)
+    return StepReport(progress.trials, progress.step, tuple(recent.tolist()), validation)
 
 
-def _trained(pack: Pack, progress: PackProgress, index: int) -> TrainedTrial:
+def _trained(pack: Pack, progress: PackProgress, index: int, classes: int) -> TrainedTrial:
     train_nll = tuple(progress.train_nll[:, index].tolist())
     evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
     finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
-    trained = finite and max(train_nll) < _EXPLODED * train_nll[0]
+    bound = _EXPLODED * max(train_nll[0], math.log(classes))
+    trained = finite and max(train_nll) < bound
     result = TrialResult(pack.trials[index], "trained" if trained else "diverged", train_nll, evaluations)
     return TrainedTrial(result, pack.state(index))
