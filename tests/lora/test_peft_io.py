@@ -110,10 +110,12 @@ def test_peft_trains_as_many_parameters_as_were_estimated(case: str, tmp_path: P
     assert count == ParameterCount(count.total - heads, heads)
 
 
-def test_a_fresh_process_needs_only_the_directory(bert: BaseModel, tmp_path: Path) -> None:
-    targets = targets_of(bert)
-    state = random_state(bert, PLAIN, targets)
-    write_adapter(tmp_path / "adapter", bert, PLAIN, state, targets)
+@pytest.mark.parametrize("case", ["bert", POOLERLESS, "roberta", "deberta-v2"])
+def test_a_fresh_process_needs_only_the_directory(case: str, tmp_path: Path) -> None:
+    base = load_case(case, tmp_path / "base")
+    targets = targets_of(base)
+    state = random_state(base, PLAIN, targets)
+    write_adapter(tmp_path / "adapter", base, PLAIN, state, targets)
     torch.save(some_batch(), tmp_path / "batch.pt")
     script = f"""
 import torch
@@ -123,7 +125,7 @@ torch.save(model.eval()(**torch.load({str(tmp_path / "batch.pt")!r})).logits.det
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=tmp_path, env=environment)
-    (ours,) = logits_of(bert, targets, [(PLAIN, state)])
+    (ours,) = logits_of(base, targets, [(PLAIN, state)])
     assert torch.allclose(torch.load(tmp_path / "logits.pt"), ours, rtol=0, atol=1e-5)
 
 
