@@ -150,13 +150,20 @@ def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) 
 
 def test_an_interrupt_leaves_a_run_that_goes_on(place: Path) -> None:
     options = (*COMPARE, "--steps", "2000", "--run", "runs/interrupted")
+    # Tests that run in the background ignore interrupts, and what they start would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(place, *options)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("training"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    signal.signal(signal.SIGINT, before)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("training"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     last = errors.splitlines()[-1]
     assert last == "rankwise: interrupted; go on with: rankwise compare … --run runs/interrupted --resume"
