@@ -298,3 +298,14 @@ def test_a_tokenizer_of_another_model_is_told(config: ComparisonConfig, tmp_path
     small = save_model(tmp_path / "small", "bert", vocab_size=10)
     with pytest.raises(UserError, match=r"gives token \d+, and the model has 10 token embeddings"):
         run_rank_comparison(replace(config, model=str(small)), run=tmp_path / "run")
+
+
+def test_another_error_is_never_called_out_of_memory(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_written(*arguments: object, **options: object) -> None:
+        raise NotImplementedError("an operator that this device lacks")
+
+    monkeypatch.setattr("rankwise.compare.run.run_pack", not_written)
+    with pytest.raises(NotImplementedError):
+        run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")

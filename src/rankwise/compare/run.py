@@ -127,7 +127,8 @@ def _memory_told() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         # On a CPU torch has no class of its own for this.
-        if type(error) is RuntimeError and not re.search("allocate memory|not enough memory", str(error)):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not re.search("allocate memory|not enough memory", str(error)):
             raise
         raise RunError(
             "out of memory: go on with a smaller --pack-size and --resume; if no pack had more than one trial, "
@@ -167,7 +168,7 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         peak_memory_bytes=peak if peaks else None,
         disk_bytes=disk_bytes(prepared),
         training_seconds=sum(costs[trial.rank].seconds for trial in trials) * prepared.settings.steps,
-        notes=tuple(prepared.notes),
+        notes=prepared.notes,
     )
 
 
