@@ -99,7 +99,8 @@ class RankExperiment:
     """One rank's row of a comparison, at the learning rate chosen on validation.
 
     `accuracy` and `nll` are means over seeds and test examples; the limits are 95 %, over seeds and
-    examples both, and None with fewer than two seeds or where no score differs from another. `training_time_seconds` is what training this
+    examples both, and None with fewer than two seeds or where no score differs from another.
+    `training_time_seconds` is what training this
     rank alone takes: the median time of its step, times the steps. `peak_memory_bytes` is the peak of
     such a step with the base model in memory, None where the device has no counter.
     """
