@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,9 @@ def _exact(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
 
 
+TrialStatus: TypeAlias = Literal["trained", "dropped", "diverged"]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A trial's validation scores at one step."""
@@ -56,21 +59,22 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one trained trial leaves behind.
+    """What one trial leaves behind.
 
-    `train_nll` holds the mean loss of each optimiser step, before its update. *diverged* means that a
-    loss was not finite, or a hundred times both the first one and that of chance.
+    `train_nll` holds the mean loss of each optimiser step, before its update. *trained* means to the last
+    step; *dropped*, that it stopped at a rung: other learning rates did better, or were still to be tried;
+    *diverged*, that a loss was not finite, or a hundred times both the first one and that of chance.
     """
 
     trial: Trial
-    status: Literal["trained", "diverged"]
+    status: TrialStatus
     train_nll: tuple[float, ...]
     evaluations: tuple[Evaluation, ...]
 
     @property
     def validation_nll(self) -> float:
-        """The last validation loss; infinite for a diverged trial, so that no rate is chosen for it."""
-        return float("inf") if self.status == "diverged" else self.evaluations[-1].nll
+        """The last validation loss; infinite for a trial that is not trained, so that no rate is chosen for it."""
+        return self.evaluations[-1].nll if self.status == "trained" else float("inf")
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,24 @@ class RankExperiment:
     seeds: int
 
 
+Verdict: TypeAlias = Literal["sufficient", "underfits", "unresolved"]
+Status: TypeAlias = Literal["resolved", "unresolved", "not_plateaued", "no_gain"]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Test examples with the seeds there are, or seeds with the examples there are, in all, that would tell.
+
+    With 80 % power to show that the rank in question suffices, if in truth it loses nothing to the reference;
+    the other two figures: if it loses half of the margin. None where that alone would not do.
+    """
+
+    examples: int | None
+    seeds: int | None
+    examples_if_half_lost: int | None
+    seeds_if_half_lost: int | None
+
+
 @dataclass(frozen=True)
 class Baseline:
     """Rank 0: the frozen base model with its head fitted to convergence."""
@@ -131,14 +153,17 @@ class Baseline:
 class ComparisonPlan:
     """What a comparison would train and what that would take, from a few timed steps of each rank.
 
-    `training_seconds` is the time of all trials' steps one after another; evaluation comes on top.
-    `peak_memory_bytes` is that of the largest pack, None where the device has no counter.
+    `trials` and `packs` are those that it begins with. `training_seconds` is the time of all steps one after
+    another where the given learning rates are enough, `training_seconds_at_most` where every rank needs as
+    many more as it may have; evaluation comes on top. `peak_memory_bytes` is that of the largest pack,
+    None where the device has no counter.
     """
 
     trials: int
     packs: int
     steps: int
     training_seconds: float
+    training_seconds_at_most: float
     peak_memory_bytes: int | None
     disk_bytes: int
     notes: tuple[str, ...] = ()

@@ -9,12 +9,95 @@ seeds, then examples anew inside each (the nested bootstrap) forgets that they a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtrit
 
 from rankwise.records import Interval
+
+Number: TypeAlias = float | np.ndarray
+
+
+@dataclass(frozen=True)
+class CrossedMean:
+    """The mean of crossed scores and where its variance comes from.
+
+    `from_seeds` and `from_examples` are the squared standard errors that seeds and examples (clusters,
+    where there are any) cause; both contain `shared`, that of the residual. None with fewer than two
+    seeds or clusters.
+    """
+
+    mean: float
+    seeds: int
+    examples: int
+    clusters: int
+    from_seeds: float | None
+    from_examples: float | None
+    shared: float | None
+
+    @property
+    def variance(self) -> float | None:
+        """SE². Where chance makes it smaller than the larger of its two sources, that one is taken."""
+        if self.from_seeds is None or self.from_examples is None or self.shared is None:
+            return None
+        return max(self.from_seeds, self.from_examples, self.from_seeds + self.from_examples - self.shared)
+
+    def interval(self, confidence: float) -> Interval:
+        """Two-sided limits: Student's t with Satterthwaite's degrees of freedom for the two sources."""
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+        variance = self.variance
+        if variance is None or self.from_seeds is None or self.from_examples is None:
+            return Interval(self.mean, None, None)
+        if variance == 0:
+            return Interval(self.mean, self.mean, self.mean)
+        freedom = satterthwaite(self.from_seeds, self.seeds, self.from_examples, self.clusters, variance)
+        half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+        return Interval(self.mean, self.mean - half_width, self.mean + half_width)
+
+
+def satterthwaite(
+    from_seeds: Number, seeds: int, from_examples: Number, clusters: int | float, variance: Number
+) -> Number:
+    """Degrees of freedom of a variance that seeds and examples cause (Satterthwaite 1946)."""
+    return 1 / ((from_seeds / variance) ** 2 / (seeds - 1) + (from_examples / variance) ** 2 / (clusters - 1))
+
+
+def crossed_mean(
+    scores: Float[np.ndarray, "seeds examples"], *, groups: Int[np.ndarray, " examples"] | None = None
+) -> CrossedMean:
+    """The mean of `scores` and its sources of variance; see `crossed_interval`."""
+    if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite and of shape (seeds, examples), not of shape {scores.shape}")
+    seeds, examples = scores.shape
+    if groups is not None and groups.shape != (examples,):
+        raise ValueError(f"groups must have shape ({examples},), not {groups.shape}")
+
+    # Measured from one of the scores, so that equal scores differ by nothing and not by rounding.
+    origin = float(scores[0, 0])
+    deviations = scores.astype(np.float64) - origin
+    centre = float(deviations.mean())
+    seed_effects = deviations.mean(axis=1) - centre
+    example_effects = deviations.mean(axis=0) - centre
+    cluster_sums = example_effects
+    if groups is not None:
+        cluster_sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=example_effects)
+    clusters = len(cluster_sums)
+    if seeds == 1 or clusters == 1:
+        return CrossedMean(origin + centre, seeds, examples, clusters, None, None, None)
+    residuals = deviations - centre - seed_effects[:, None] - example_effects
+    return CrossedMean(
+        origin + centre,
+        seeds,
+        examples,
+        clusters,
+        from_seeds=float(seed_effects @ seed_effects) / (seeds - 1) / seeds,
+        from_examples=float(cluster_sums @ cluster_sums) * clusters / (clusters - 1) / examples**2,
+        shared=float((residuals**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples),
+    )
 
 
 def crossed_interval(
@@ -46,35 +129,4 @@ def crossed_interval(
     Raises ValueError for scores that are no finite (seeds, examples) array, for groups of another
     length and for a confidence outside (0, 1).
     """
-    if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
-        raise ValueError(f"scores must be finite and of shape (seeds, examples), not of shape {scores.shape}")
-    seeds, examples = scores.shape
-    if groups is not None and groups.shape != (examples,):
-        raise ValueError(f"groups must have shape ({examples},), not {groups.shape}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
-
-    # Measured from one of the scores, so that equal scores differ by nothing and not by rounding.
-    origin = float(scores[0, 0])
-    deviations = scores.astype(np.float64) - origin
-    centre = float(deviations.mean())
-    mean = origin + centre
-    seed_effects = deviations.mean(axis=1) - centre
-    example_effects = deviations.mean(axis=0) - centre
-    cluster_sums = example_effects
-    if groups is not None:
-        cluster_sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=example_effects)
-    clusters = len(cluster_sums)
-    if seeds == 1 or clusters == 1:
-        return Interval(mean, None, None)
-
-    from_seeds = float(seed_effects @ seed_effects) / (seeds - 1) / seeds
-    from_examples = float(cluster_sums @ cluster_sums) * clusters / (clusters - 1) / examples**2
-    residuals = deviations - centre - seed_effects[:, None] - example_effects
-    shared = float((residuals**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
-    variance = max(from_seeds, from_examples, from_seeds + from_examples - shared)
-    if variance == 0:
-        return Interval(mean, mean, mean)
-    freedom = 1 / ((from_seeds / variance) ** 2 / (seeds - 1) + (from_examples / variance) ** 2 / (clusters - 1))
-    half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
-    return Interval(mean, mean - half_width, mean + half_width)
+    return crossed_mean(scores, groups=groups).interval(confidence)
