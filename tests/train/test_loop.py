@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rankwise.errors import RunError
 from rankwise.lora.attach import attached, initial_state
 from rankwise.records import Evaluation, Trial
 from rankwise.tasks.task import Task, collate, training_rows
-from rankwise.train.checkpoint import PackProgress
+from rankwise.train.checkpoint import PackProgress, split_checkpoint
 from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, _trained, run_pack, score, train_step
 from rankwise.train.settings import TrainingSettings
 from tests.models import save_model
@@ -161,6 +161,92 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     for one in trials:
         assert resumed[one].result == undisturbed[one].result
         assert all(torch.equal(resumed[one].state[name], value) for name, value in undisturbed[one].state.items())
+
+
+def leg(
+    setup: Setup, trials: Sequence[Trial], settings: TrainingSettings, stop: int, name: str, directory: Path
+) -> dict[Trial, TrainedTrial]:
+    """Train trials to `stop` as pack `name`, from the states that they left in `directory`, and leave theirs."""
+    checkpoint = directory / f"{name}.safetensors"
+    states = {trial.id: directory / f"{trial.id}.safetensors" for trial in trials}
+    begin = [state for state in states.values() if state.exists()]
+    trained = run_pack(
+        setup.base, setup.task, trials, setup.targets, settings, stop=stop, begin=begin, checkpoint=checkpoint
+    )
+    split_checkpoint(checkpoint, states)
+    return {one.result.trial: one for one in trained}
+
+
+def test_survivors_of_two_packs_go_on_in_a_third_as_if_they_had_never_stopped(setup: Setup, tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=30, batch_size=8, accumulation=2, evaluations=3)
+    one, two, three, four = trial(4), trial(64, rate=2e-3), trial(4, rate=1e-3), trial(8)
+    at_the_rung = leg(setup, [one, two, three], settings, 10, "first", tmp_path) | leg(
+        setup, [four, trial(1)], settings, 10, "second", tmp_path
+    )
+    repacked = leg(setup, [four, two, one], settings, 30, "third", tmp_path)
+    for survivor in (one, two, four):
+        stopped, went_on = at_the_rung[survivor].result, repacked[survivor].result
+        assert (stopped.status, went_on.status) == ("dropped", "trained")
+        assert math.isinf(stopped.validation_nll)
+        assert [evaluation.step for evaluation in stopped.evaluations] == [10]
+        assert went_on.evaluations[:1] == stopped.evaluations
+        assert went_on.train_nll[:10] == stopped.train_nll
+        assert len(went_on.train_nll) == 30
+        straight = setup.run([survivor], settings)[survivor].result
+        assert went_on.train_nll == pytest.approx(straight.train_nll, rel=1e-4)
+        losses = [evaluation.nll for evaluation in went_on.evaluations]
+        assert losses == pytest.approx([evaluation.nll for evaluation in straight.evaluations], rel=1e-4)
+        # The curve must have something to agree on after the rung.
+        assert max(straight.train_nll[10:]) - min(straight.train_nll[10:]) > 1e-2
+
+
+def test_a_pack_that_is_taken_up_again_whole_ends_bit_for_bit_as_if_it_had_never_stopped(
+    bert: Setup, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(steps=12, batch_size=8, evaluations=3)
+    trials = [trial(4), trial(8), trial(8, rate=1e-3)]
+    undisturbed = bert.run(trials, settings)
+    leg(bert, trials, settings, 4, "first", tmp_path)
+    resumed = leg(bert, trials, settings, 12, "second", tmp_path)
+    for one in trials:
+        assert resumed[one].result == undisturbed[one].result
+        assert all(torch.equal(resumed[one].state[name], value) for name, value in undisturbed[one].state.items())
+
+
+@pytest.mark.parametrize("at", [5, 8, 12])
+def test_a_pack_of_survivors_goes_on_from_its_own_checkpoint_bit_for_bit(
+    at: int, bert: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the pack has one, the states that its trials began with are behind it."""
+    monkeypatch.setattr("rankwise.train.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rankwise.train.loop._REPORT_SECONDS", 0.0)
+    settings = TrainingSettings(steps=12, batch_size=8, evaluations=3)
+    trials = [trial(4), trial(8)]
+    leg(bert, trials, settings, 4, "first", tmp_path)
+    states = [tmp_path / f"{one.id}.safetensors" for one in trials]
+
+    def kill(report: StepReport) -> None:
+        if report.step == at:
+            raise KilledError
+
+    def go_on(checkpoint: Path, observe: Callable[[StepReport], None]) -> list[TrainedTrial]:
+        return run_pack(
+            bert.base, bert.task, trials, bert.targets, settings, begin=states, checkpoint=checkpoint, observe=observe
+        )
+
+    undisturbed = go_on(tmp_path / "undisturbed.safetensors", lambda report: None)
+    with pytest.raises(KilledError):
+        go_on(tmp_path / "killed.safetensors", kill)
+    resumed = go_on(tmp_path / "killed.safetensors", lambda report: None)
+    assert [one.result for one in resumed] == [one.result for one in undisturbed]
+
+
+def test_states_of_two_rungs_are_not_trained_together(bert: Setup, tmp_path: Path) -> None:
+    settings = TrainingSettings(steps=4, batch_size=8, evaluations=2)
+    leg(bert, [trial(4)], settings, 2, "first", tmp_path)
+    leg(bert, [trial(8)], settings, 4, "second", tmp_path)
+    with pytest.raises(RunError, match="belongs to other trials or another step"):
+        leg(bert, [trial(4), trial(8)], settings, 4, "third", tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not safetensors", "other trials"])

@@ -1,12 +1,14 @@
-"""A pack in progress on disk: safetensors, written beside and renamed.
+"""Training states on disk: safetensors, written beside and renamed.
 
-Holds what a step reads and writes: every trial's row, AdamW's two moments, the losses so far. The
-place in the data is the step's number, since batches are a function of it.
+A file holds some trials that stand at the same step, each with what a step reads and writes: its row,
+AdamW's two moments, the losses so far. The place in the data is the step's number, since batches are a
+function of it. Nothing in a trial's state knows its pack, so trials of several packs go on in a new one.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from rankwise.lora.attach import Pack
 from rankwise.records import Evaluation, Trial
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_TENSORS = ("row", *_MOMENTS, "train_nll")
 
 
 @dataclass
@@ -38,52 +41,92 @@ class PackProgress:
         return cls(trials, torch.full((steps, len(trials)), torch.nan, device=device))
 
 
+@dataclass(frozen=True)
+class _TrialState:
+    """One trial between two steps. `tensors` are on the CPU, by the names of `_TENSORS`."""
+
+    trial: str
+    step: int
+    evaluations: tuple[Evaluation, ...]
+    tensors: Mapping[str, Tensor]
+
+
 def write_checkpoint(path: Path, pack: Pack, optimizer: torch.optim.Optimizer, progress: PackProgress) -> None:
     """Save a pack between two steps."""
-    tensors = {"train_nll": progress.train_nll[: progress.step].cpu()}
-    for index, group in enumerate(optimizer.param_groups):
+    states = []
+    for index, (trial, group) in enumerate(zip(pack.trials, optimizer.param_groups, strict=True)):
         (row,) = group["params"]
-        tensors[f"{index}.row"] = row.detach().cpu()
-        for moment in _MOMENTS:
-            tensors[f"{index}.{moment}"] = optimizer.state[row][moment].cpu()
-    metadata = {
-        "trials": json.dumps([trial.id for trial in progress.trials]),
-        "step": str(progress.step),
-        "evaluations": json.dumps([[asdict(one) for one in evaluation] for evaluation in progress.evaluations]),
+        tensors = {"row": row.detach(), "train_nll": progress.train_nll[: progress.step, index]}
+        tensors |= {moment: optimizer.state[row][moment] for moment in _MOMENTS}
+        evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
+        states.append(_TrialState(trial.id, progress.step, evaluations, tensors))
+    _write(path, states)
+
+
+def read_checkpoint(paths: Sequence[Path], pack: Pack, optimizer: torch.optim.Optimizer, steps: int) -> PackProgress:
+    """Put a pack and its optimiser to where its trials stand: in the one file of a pack, or a file for each trial.
+
+    Raises `RunError` where a file is damaged, or where they belong to other trials.
+    """
+    states = {state.trial: state for path in paths for state in _read(path)}
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    at = {state.step for state in states.values()}
+    if states.keys() != {trial.id for trial in pack.trials} or len(at) > 1:
+        raise RunError(
+            f"checkpoint {where} belongs to other trials or another step; remove it to train this pack from its start"
+        )
+    ordered = [states[trial.id] for trial in pack.trials]
+    progress = PackProgress.start(pack.trials, steps, pack.base.device)
+    (progress.step,) = at
+    progress.evaluations = list(zip(*(state.evaluations for state in ordered), strict=True))
+    for index, (state, group) in enumerate(zip(ordered, optimizer.param_groups, strict=True)):
+        (row,) = group["params"]
+        progress.train_nll[: state.step, index] = state.tensors["train_nll"].to(row.device)
+        with torch.no_grad():
+            row.copy_(state.tensors["row"])
+        optimizer.state[row] = {
+            "step": torch.tensor(float(state.step), device=row.device),
+            **{moment: state.tensors[moment].to(row.device) for moment in _MOMENTS},
+        }
+    return progress
+
+
+def split_checkpoint(path: Path, parts: Mapping[str, Path]) -> None:
+    """Write the states of some trials of a pack (by their ids) to a file each."""
+    for state in _read(path):
+        if state.trial in parts:
+            _write(parts[state.trial], [state])
+
+
+def _write(path: Path, states: Sequence[_TrialState]) -> None:
+    metadata = [
+        {"trial": state.trial, "step": state.step, "evaluations": [asdict(one) for one in state.evaluations]}
+        for state in states
+    ]
+    # Rows of equal rank share one storage, which safetensors refuses: each is copied.
+    tensors = {
+        f"{index}.{name}": state.tensors[name].to("cpu", copy=True).contiguous()
+        for index, state in enumerate(states)
+        for name in _TENSORS
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Rows of equal rank share one storage, which safetensors refuses.
-    contiguous = {name: tensor.clone() for name, tensor in tensors.items()}
-    write_file(path, lambda beside: save_file(contiguous, beside, metadata))
+    write_file(path, lambda beside: save_file(tensors, beside, {"states": json.dumps(metadata)}))
 
 
-def read_checkpoint(path: Path, pack: Pack, optimizer: torch.optim.Optimizer, steps: int) -> PackProgress:
-    """Put a pack and its optimiser back to where `write_checkpoint` saw them.
-
-    Raises `RunError` where the file is damaged or belongs to other trials.
-    """
+def _read(path: Path) -> list[_TrialState]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        trials, step = json.loads(metadata["trials"]), int(metadata["step"])
-        evaluations = [tuple(Evaluation(**one) for one in e) for e in json.loads(metadata["evaluations"])]
-        if trials != [trial.id for trial in pack.trials]:
-            raise RunError(f"checkpoint {path} belongs to other trials; remove it to train this pack from its start")
-        progress = PackProgress.start(pack.trials, steps, pack.base.device)
-        progress.train_nll[:step] = tensors["train_nll"].to(pack.base.device)
-        progress.step, progress.evaluations = step, evaluations
-        with torch.no_grad():
-            for index, group in enumerate(optimizer.param_groups):
-                (row,) = group["params"]
-                row.copy_(tensors[f"{index}.row"])
-                optimizer.state[row] = {
-                    "step": torch.tensor(float(step), device=row.device),
-                    **{moment: tensors[f"{index}.{moment}"].to(row.device) for moment in _MOMENTS},
-                }
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            return [
+                _TrialState(
+                    state["trial"],
+                    state["step"],
+                    tuple(Evaluation(**evaluation) for evaluation in state["evaluations"]),
+                    {name: file.get_tensor(f"{index}.{name}") for name in _TENSORS},
+                )
+                for index, state in enumerate(json.loads(file.metadata()["states"]))
+            ]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
             "remove it to train this pack from its start"
         ) from error
-    return progress

@@ -25,7 +25,7 @@ from torch.nn import functional
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached
-from rankwise.records import Evaluation, Trial, TrialResult
+from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows, training_rows
 from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
 from rankwise.train.settings import TrainingSettings
@@ -89,24 +89,30 @@ def run_pack(
     targets: Sequence[LinearLayer],
     settings: TrainingSettings,
     *,
+    stop: int | None = None,
+    begin: Sequence[Path] = (),
     checkpoint: Path | None = None,
     observe: Observer = lambda report: None,
 ) -> list[TrainedTrial]:
     """Train trials of one seed together; results are in the pack's order (by rank, else as given).
 
-    `checkpoint` is a file: where it exists, training goes on from it, with the same numbers as if it
-    had never stopped (bit for bit on a CPU with the same number of threads).
+    `stop` is the step to train to, one at which validation is scored: the last by default. `begin` are the
+    states of trials that other packs left at an earlier such step, a file each. `checkpoint` is a file:
+    where it exists, training goes on from it, with the same numbers as if it had never stopped (bit for
+    bit on a CPU with the same number of threads); at the end it holds the pack at `stop`.
     """
     (seed,) = {trial.seed for trial in trials}
     with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
         optimizer = PackOptimizer(pack, settings)
         progress = PackProgress.start(pack.trials, settings.steps, base.device)
         if checkpoint is not None and checkpoint.exists():
-            progress = read_checkpoint(checkpoint, pack, optimizer.adamw, settings.steps)
+            begin = [checkpoint]
+        if begin:
+            progress = read_checkpoint(begin, pack, optimizer.adamw, settings.steps)
         batches = training_rows(task.train.input_ids.lengths, settings.batch_size, seed)
         batches = islice(batches, progress.step * settings.accumulation, None)
         saved = told = time.monotonic()
-        while progress.step < settings.steps:
+        while progress.step < (stop or settings.steps):
             rows = list(islice(batches, settings.accumulation))
             progress.train_nll[progress.step] = train_step(pack, optimizer, task, rows, progress.step)
             progress.step += 1
@@ -185,10 +191,11 @@ def _report(progress: PackProgress) -> StepReport:
 
 
 def _trained(pack: Pack, progress: PackProgress, index: int, classes: int) -> TrainedTrial:
-    train_nll = tuple(progress.train_nll[:, index].tolist())
+    train_nll = tuple(progress.train_nll[: progress.step, index].tolist())
     evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
     finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
     bound = _EXPLODED * max(train_nll[0], math.log(classes))
-    trained = finite and max(train_nll) < bound
-    result = TrialResult(pack.trials[index], "trained" if trained else "diverged", train_nll, evaluations)
-    return TrainedTrial(result, pack.state(index))
+    status: TrialStatus = "trained" if progress.step == len(progress.train_nll) else "dropped"
+    if not finite or max(train_nll) >= bound:
+        status = "diverged"
+    return TrainedTrial(TrialResult(pack.trials[index], status, train_nll, evaluations), pack.state(index))

