@@ -88,7 +88,7 @@ def test_the_table_and_where_everything_is(place: Path) -> None:
 def test_a_plan_starts_nothing(place: Path) -> None:
     done = rankwise(place, *COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
     assert done.returncode == 0, done.stderr
-    assert "8 of 1,000 steps each, in 2 packs" in " ".join(done.stdout.split())
+    assert "8 of up to 1,000 steps each, in 2 packs" in " ".join(done.stdout.split())
     assert not (place / "runs/plan").exists()
 
 
@@ -132,7 +132,7 @@ def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) 
     run = place / "runs/killed"
     for kill in range(3):
         process = start(place, *options, "--run", "runs/killed", *(("--resume",) if kill else ()))
-        # Counted in checkpoints, of which there are 40, so that a slow machine is killed as often as a fast one.
+        # Counted in checkpoints, 30 at least, so that a slow machine is killed as often as a fast one.
         wanted, seen, last = chance.randint(1, 8), 0, None
         while seen < wanted and process.poll() is None:
             now = checkpoints(run)

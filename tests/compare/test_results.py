@@ -60,6 +60,24 @@ def test_edges_of_the_grid_and_ranks_without_a_rate_are_told() -> None:
     assert any(note.startswith("rank 4: the best learning rate, 0.01, is the highest") for note in notes)
 
 
+def test_a_dropped_trial_is_never_chosen_however_low_its_last_loss_was() -> None:
+    found = results({(rank, rate): [0.5, 0.5] for rank in CONFIG.ranks for rate in CONFIG.learning_rates})
+    for seed in CONFIG.seed_numbers:
+        trial = CONFIG.trial(2, 1e-3, seed)
+        found[trial] = TrialResult(trial, "dropped", (0.7,), (Evaluation(1, 0.1, 0.5),))
+    assert choose_learning_rates(found, CONFIG) == {2: 1e-4, 4: 1e-4}
+
+
+def test_the_edge_is_that_of_the_rates_that_were_tried_for_this_rank() -> None:
+    """The schedule adds rates beyond an edge, for the ranks that want them."""
+    found = results(
+        {(2, 1e-4): [0.6, 0.6], (2, 1e-3): [0.5, 0.5], (2, 1e-2): [0.3, 0.3], (2, 1e-1): [0.4, 0.4]}
+        | {(4, 1e-4): [0.6, 0.6], (4, 1e-3): [0.5, 0.5], (4, 1e-2): [0.3, 0.3]}
+    )
+    notes = notes_on_training(found, choose_learning_rates(found, CONFIG), CONFIG)
+    assert notes == ["rank 4: the best learning rate, 0.01, is the highest that was tried; one beyond it may be better"]
+
+
 def test_limits_of_an_accuracy_stay_within_0_and_1() -> None:
     correct = np.ones((2, 10), dtype=bool)
     correct[0, 0] = False

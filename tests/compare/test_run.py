@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from scipy.special import log_softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
+from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from tests.data import sentences
 from tests.models import save_model
@@ -46,6 +50,21 @@ def config(model: Path) -> ComparisonConfig:
     )
 
 
+KILLS = 5  # of a run, evenly spread over its writes
+RUNGS = (20, 30)  # of three evaluations, those of the second half
+
+
+def journal(run: Path, event: str) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    return [one for one in events if one["event"] == event]
+
+
+def rates_of(run: Path, rank: int) -> list[float]:
+    """The learning rates that a rank was trained with."""
+    trials = [trial for plan in journal(run, "plan") for pack in plan["packs"] for trial in pack["trials"]]
+    return sorted({trial["learning_rate"] for trial in trials if trial["rank"] == rank})
+
+
 @pytest.fixture(scope="module")
 def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
     return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "run")
@@ -54,7 +73,7 @@ def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory)
 def test_a_row_for_each_rank_with_what_was_asked_for(finished: RankComparison, config: ComparisonConfig) -> None:
     assert [experiment.rank for experiment in finished.experiments] == [2, 4]
     for experiment in finished.experiments:
-        assert experiment.learning_rate in config.learning_rates
+        assert experiment.learning_rate in rates_of(finished.run, experiment.rank)
         assert (experiment.alpha, experiment.use_rslora, experiment.seeds) == (experiment.rank, False, 2)
         assert experiment.accuracy_low is not None
         assert experiment.accuracy_high is not None
@@ -82,22 +101,39 @@ def test_figures_come_from_the_scores_on_disk(finished: RankComparison) -> None:
         assert scores[0]["example_id"].tolist() == list(range(60))
 
 
-def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(finished: RankComparison) -> None:
+def test_each_rank_has_the_best_of_its_rates_that_were_trained_to_the_end(
+    finished: RankComparison, config: ComparisonConfig
+) -> None:
     for experiment in finished.experiments:
         losses = {}
-        for rate in (1e-3, 5e-3):
-            curves = [
-                pd.read_parquet(
-                    finished.run
-                    / "trials"
-                    / f"r{experiment.rank}-a{experiment.rank}-lr{rate:g}-s{seed}"
-                    / "curve.parquet"
-                )
-                for seed in (0, 1)
-            ]
-            assert all(curve["validation_nll"].notna().sum() == 3 and len(curve) == 30 for curve in curves)
-            losses[rate] = np.mean([curve["validation_nll"].iloc[-1] for curve in curves])
+        for rate in rates_of(finished.run, experiment.rank):
+            trials = [finished.run / "trials" / config.trial(experiment.rank, rate, seed).id for seed in (0, 1)]
+            curves = [pd.read_parquet(trial / "curve.parquet") for trial in trials]
+            (steps,) = {len(curve) for curve in curves}
+            assert steps in RUNGS
+            assert all((trial / "adapter").is_dir() == (steps == 30) for trial in trials)
+            assert all(
+                curve["step"][curve["validation_nll"].notna()].tolist() == [10, 20, 30][: steps // 10]
+                for curve in curves
+            )
+            if steps == 30:
+                losses[rate] = np.mean([curve["validation_nll"].iloc[-1] for curve in curves])
         assert experiment.learning_rate == min(losses, key=lambda rate: losses[rate])
+
+
+def test_a_rank_gets_rates_beyond_the_edge_that_its_best_one_is_at(finished: RankComparison) -> None:
+    """One epoch and a half of a tiny model wants a higher rate than was given."""
+    tried = [rates_of(finished.run, rank) for rank in (2, 4)]
+    assert max(map(len, tried)) > 2
+    for rates in tried:
+        assert rates in ([1e-3, 5e-3, 0.025][: len(rates)], [1e-3, 5e-3, 0.025, 0.125])
+    plans = journal(finished.run, "plan")
+    assert [(plan["start"], plan["stop"]) for plan in plans if plan["start"] == 0] == [(0, RUNGS[0])] * (
+        max(map(len, tried)) - 1
+    )
+    edges = {experiment.rank for experiment in finished.experiments if experiment.learning_rate == 0.125}
+    assert bool(edges) == any("one beyond it may be better" in note for note in finished.notes)
+    assert list((finished.run / "checkpoints").iterdir()) == []
 
 
 def test_only_chosen_trials_touch_the_test_split(finished: RankComparison) -> None:
@@ -142,21 +178,81 @@ def test_a_finished_run_is_read_again_without_training(finished: RankComparison,
     assert (finished.run / "journal.jsonl").read_bytes() == before
 
 
-def test_a_larger_grid_extends_a_run(config: ComparisonConfig, tmp_path: Path) -> None:
-    small = replace(config, ranks=(2,), seeds=1, learning_rates=(1e-3,), max_test_examples=20)
-    run_rank_comparison(small, run=tmp_path / "run")
-    kept = (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns
-    large = replace(config, max_test_examples=1000)  # all there are: 60
+@pytest.mark.parametrize(
+    "smaller",
+    [
+        {"ranks": (2,), "seeds": 1, "learning_rates": (1e-3,), "max_test_examples": 20},
+        {"seeds": 1},
+        {"learning_rates": (5e-3,)},
+        {"ranks": (4,)},
+    ],
+    ids=["everything", "seeds", "learning rates", "ranks"],
+)
+def test_a_run_that_was_smaller_ends_as_one_that_was_large_from_the_start(
+    smaller: dict[str, Any], finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    run_rank_comparison(replace(config, **smaller), run=tmp_path / "run")
+    ended = {file: file.stat().st_mtime_ns for file in tmp_path.glob("run/trials/*/adapter/adapter_model.safetensors")}
+    large = replace(config, max_test_examples=1000 if "max_test_examples" in smaller else None)  # all there are: 60
     extended = run_rank_comparison(large, run=tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "trials" / "r2-a2-lr0.001-s0" / "curve.parquet").stat().st_mtime_ns == kept
-    fresh = run_rank_comparison(large, run=tmp_path / "fresh")
-    for one, other in zip(extended.experiments, fresh.experiments, strict=True):
+    assert {file: file.stat().st_mtime_ns for file in ended} == ended
+    for one, other in zip(extended.experiments, finished.experiments, strict=True):
         assert (one.rank, one.learning_rate, one.seeds) == (other.rank, other.learning_rate, other.seeds)
         # Packed otherwise, so equal but for rounding.
         assert one.nll == pytest.approx(other.nll, rel=1e-3)
+    assert extended.notes == finished.notes
     for experiment in extended.experiments:
-        name = f"trials/r{experiment.rank}-a{experiment.rank}-lr{experiment.learning_rate:g}-s1/scores.parquet"
-        assert len(pd.read_parquet(tmp_path / "run" / name)) == 60
+        trial = config.trial(experiment.rank, experiment.learning_rate, 1)
+        assert len(pd.read_parquet(tmp_path / "run" / "trials" / trial.id / "scores.parquet")) == 60
+
+
+class KilledError(Exception):
+    pass
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    """Every number that a run leaves but times and memory."""
+    experiments = json.loads((run / "experiments.json").read_text())["experiments"]
+    for experiment in experiments:
+        del experiment["training_time_seconds"], experiment["peak_memory_bytes"]
+    return {"experiments": experiments, "plans": journal(run, "plan")} | {
+        str(file.relative_to(run)): file.read_bytes()
+        for file in sorted(run.rglob("*"))
+        if file.suffix in (".safetensors", ".parquet")
+    }
+
+
+def test_killed_at_any_write_a_run_ends_with_the_same_numbers(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and every line of the journal is flushed, so the flushes are the instants at which a kill can tell."""
+    small = replace(config, steps=8, learning_rates=(1e-3, 5e-3, 0.025), evaluations=2, pack_size=3)
+    flush, flushes, kill_at = os.fsync, 0, math.inf
+
+    def counted(descriptor: int) -> None:
+        nonlocal flushes
+        flushes += 1
+        if flushes >= kill_at:
+            raise KilledError
+        flush(descriptor)
+
+    monkeypatch.setattr("os.fsync", counted)
+    run_rank_comparison(small, run=tmp_path / "undisturbed")
+    undisturbed, in_all = numbers(tmp_path / "undisturbed"), flushes
+    assert len(undisturbed["plans"]) > 2
+    for part in range(1, KILLS + 1):
+        run = tmp_path / f"killed{part}"
+        flushes, kill_at = 0, part * in_all // (KILLS + 1)
+        with pytest.raises(KilledError):
+            run_rank_comparison(small, run=run)
+        flushes, kill_at = 0, in_all // (KILLS + 1)
+        resume = (run / "comparison.json").exists()
+        with pytest.raises(KilledError):
+            run_rank_comparison(small, run=run, resume=resume)
+        kill_at = math.inf
+        run_rank_comparison(small, run=run, resume=True)
+        assert numbers(run) == undisturbed, f"killed at flush {part * in_all // (KILLS + 1)}"
+        assert list((run / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -203,10 +299,31 @@ def test_a_damaged_file_is_named(file: str, config: ComparisonConfig, tmp_path: 
     assert str(error.value).isprintable()
 
 
+def test_a_damaged_state_of_a_trial_at_a_rung_is_named_and_can_be_removed(
+    config: ComparisonConfig, tmp_path: Path
+) -> None:
+    small = replace(config, steps=4, evaluations=2)
+
+    def kill(event: object) -> None:
+        if isinstance(event, Planned) and event.leg.start > 0:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_rank_comparison(small, run=tmp_path / "run", observe=kill)
+    state, *_ = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(RunError, match=rf"{re.escape(state.name)} is damaged .*; remove it") as error:
+        run_rank_comparison(small, run=tmp_path / "run", resume=True)
+    assert str(error.value).isprintable()
+    state.unlink()
+    assert len(run_rank_comparison(small, run=tmp_path / "run", resume=True).experiments) == 2
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
 def test_a_rank_whose_every_rate_diverges_is_told_and_left_out(config: ComparisonConfig, tmp_path: Path) -> None:
     comparison = run_rank_comparison(replace(config, learning_rates=(1e-3, 1e6), steps=8), run=tmp_path / "one")
     assert {experiment.learning_rate for experiment in comparison.experiments} == {1e-3}
-    assert any(note.startswith("4 of 8 trials diverged: r2-a2-lr1000000-s0") for note in comparison.notes)
+    assert any(re.match(r"4 of \d+ trials diverged: r2-a2-lr1000000-s0", note) for note in comparison.notes)
     with pytest.raises(RunError, match="at every learning rate of every rank a seed diverged"):
         run_rank_comparison(replace(config, learning_rates=(1e6,), steps=8), run=tmp_path / "all")
 
@@ -224,9 +341,9 @@ def test_a_model_that_mixes_its_batch_is_trained_a_trial_at_a_time(config: Compa
     """DeBERTa projects its relative positions once for a whole batch."""
     deberta = save_model(tmp_path / "deberta", "deberta-v2")
     comparison = run_rank_comparison(replace(config, model=str(deberta), steps=4, pack_size=4), run=tmp_path / "run")
-    planned = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
-    (plan,) = [event["packs"] for event in planned if event["event"] == "plan"]
-    assert [len(pack["trials"]) for pack in plan] == [1] * 8
+    plans = journal(tmp_path / "run", "plan")
+    assert [len(pack["trials"]) for pack in plans[0]["packs"]] == [1] * 8
+    assert {len(pack["trials"]) for plan in plans for pack in plan["packs"]} == {1}
     assert any("one by one" in note for note in comparison.notes)
 
 
@@ -237,6 +354,8 @@ def test_a_plan_counts_and_leaves_nothing(
     plan = plan_rank_comparison(replace(config, pack_size=3))
     assert (plan.trials, plan.packs, plan.steps) == (8, 4, 30)
     assert plan.training_seconds > 0
+    # Two rates to step 20 and one to step 30; with two more, four to step 20 and two to step 30.
+    assert plan.training_seconds_at_most == pytest.approx(2 * plan.training_seconds)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,13 +394,14 @@ def test_packs_that_did_not_fit_are_divided_on_resume(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     with monkeypatch.context() as patched:
-        patched.setattr("rankwise.compare.run.run_pack", no_memory)
+        patched.setattr("rankwise.compare.training.run_pack", no_memory)
         with pytest.raises(RunError, match="out of memory: go on with a smaller --pack-size and --resume"):
             run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")
     run_rank_comparison(replace(config, steps=4, pack_size=1), run=tmp_path / "run", resume=True)
-    events = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
-    trained = [len(event["status"]) for event in events if event["event"] == "trained"]
-    assert trained == [1] * 8
+    assert {len(event["status"]) for event in journal(tmp_path / "run", "trained")} == {1}
+    first, divided = journal(tmp_path / "run", "plan")[:2]
+    assert (divided["start"], divided["stop"]) == (first["start"], first["stop"])
+    assert [len(plan["packs"]) for plan in (first, divided)] == [2, 8]
 
 
 def test_a_model_that_was_changed_meanwhile_cannot_go_on(config: ComparisonConfig, tmp_path: Path) -> None:
@@ -306,6 +426,6 @@ def test_another_error_is_never_called_out_of_memory(
     def not_written(*arguments: object, **options: object) -> None:
         raise NotImplementedError("an operator that this device lacks")
 
-    monkeypatch.setattr("rankwise.compare.run.run_pack", not_written)
+    monkeypatch.setattr("rankwise.compare.training.run_pack", not_written)
     with pytest.raises(NotImplementedError):
         run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")

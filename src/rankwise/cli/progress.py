@@ -13,7 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.compare.run import Observer, Planned, Stage
+from rankwise.compare.run import Observer, Stage
+from rankwise.compare.schedule import Leg
+from rankwise.compare.training import Planned
 from rankwise.records import Trial
 from rankwise.report.text import DASH, nll_text, seconds_text
 from rankwise.train.loop import StepReport
@@ -35,31 +37,29 @@ def watched() -> Iterator[Observer]:
 
 @dataclass
 class _Board:
-    """What is known so far: the stage, and of every trial its step and losses."""
+    """What is known so far: the stage, the leg in training, and of every trial its step and losses.
+
+    Which trials go on is known at each rung only, so shares and times are those of the way to the next one.
+    """
 
     stage: str = "starting"
     planned: Planned | None = None
     reports: dict[Trial, tuple[int, float, float | None]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     training_since: float = 0.0
-    steps_before: int = 0
 
     def take(self, event: Stage | Planned | StepReport) -> None:
         if isinstance(event, Stage):
             self.stage = event.text
         elif isinstance(event, Planned):
             self.stage, self.planned, self.training_since = "training", event, time.monotonic()
-            finished = [trial for pack in event.packs if pack.id in event.done for trial in pack.trials]
-            self.reports = {trial: (event.steps, float("nan"), None) for trial in finished}
-            self.steps_before = self.steps_taken
+            for trial in event.leg.trials:
+                _, train, held_out = self.reports.get(trial, (0, float("nan"), None))
+                self.reports[trial] = event.leg.start, train, held_out
         else:
             validation = event.validation_nll or [None] * len(event.trials)
             for trial, train, held_out in zip(event.trials, event.train_nll, validation, strict=True):
                 self.reports[trial] = (event.step, train, held_out)
-
-    @property
-    def steps_taken(self) -> int:
-        return sum(step for step, _, _ in self.reports.values())
 
     @property
     def status(self) -> str:
@@ -67,12 +67,14 @@ class _Board:
         elapsed = f"{seconds_text(round(time.monotonic() - self.started))} so far"
         if self.planned is None or self.stage != "training":
             return f"{self.stage} · {elapsed}"
-        total = self.planned.steps * sum(len(pack.trials) for pack in self.planned.packs)
-        taken = self.steps_taken
-        parts = [f"training · {taken / total:.0%} · {elapsed}"]
-        if taken > self.steps_before:
-            pace = (time.monotonic() - self.training_since) / (taken - self.steps_before)
-            parts.append(f"about {seconds_text(round(pace * (total - taken)))} left")
+        leg, steps = self.planned.leg, self.planned.steps
+        total = (leg.stop - leg.start) * len(leg.trials)
+        taken = sum(self.reports[trial][0] - leg.start for trial in leg.trials)
+        trials = "1 trial" if len(leg.trials) == 1 else f"{len(leg.trials)} trials"
+        parts = [f"training {trials} to step {leg.stop:,} of {steps:,} · {taken / total:.0%} · {elapsed}"]
+        if taken:
+            pace = (time.monotonic() - self.training_since) / taken
+            parts.append(f"about {seconds_text(round(pace * (total - taken)))} to there")
         return " · ".join(parts)
 
     def __rich__(self) -> RenderableType:
@@ -81,22 +83,19 @@ class _Board:
         table = Table(box=None, pad_edge=False)
         for header in ("rank", "trials", "step", "train NLL", "validation NLL"):
             table.add_column(header, justify="right")
-        trials = [trial for pack in self.planned.packs for trial in pack.trials]
-        for rank in sorted({trial.rank for trial in trials}):
-            table.add_row(*self._row(rank, [trial for trial in trials if trial.rank == rank]))
+        for rank in sorted({trial.rank for trial in self.planned.leg.trials}):
+            table.add_row(*self._row(rank, self.planned.leg))
         return Group(table, Text(self.status))
 
-    def _row(self, rank: int, trials: list[Trial]) -> list[str]:
-        assert self.planned is not None
-        steps = self.planned.steps
-        reports = [self.reports[trial] for trial in trials if trial in self.reports]
-        current = [report for report in reports if report[0] < steps] or reports
+    def _row(self, rank: int, leg: Leg) -> list[str]:
+        reports = [self.reports[trial] for trial in leg.trials if trial.rank == rank]
+        current = [report for report in reports if leg.start < report[0] < leg.stop] or reports
         train = [train for _, train, _ in current if train == train]
         validation = [held_out for _, _, held_out in current if held_out is not None]
         return [
             str(rank),
-            f"{sum(report[0] == steps for report in reports)}/{len(trials)}",
-            f"{max((report[0] for report in current), default=0)}/{steps}",
+            f"{sum(step == leg.stop for step, _, _ in reports)}/{len(reports)}",
+            f"{max(step for step, _, _ in current)}/{leg.stop}",
             nll_text(fmean(train)) if train else DASH,
             nll_text(fmean(validation)) if validation else DASH,
         ]

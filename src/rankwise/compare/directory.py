@@ -2,7 +2,7 @@
 
 comparison.json     the resolved configuration, the model's revision, the data's fingerprints
 journal.jsonl       what happened, in order
-checkpoints/        the pack in progress
+checkpoints/        the pack in progress, and trials that stand at a rung
 trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet (example_id, nll, correct)
 baseline/           rank 0: scores.parquet
 adapter/            the best trial's adapter
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
 from rankwise.errors import RunError, UserError
-from rankwise.records import Evaluation, Trial, TrialResult
+from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
@@ -48,8 +48,16 @@ class RunDirectory:
     def trial(self, trial: Trial) -> Path:
         return self.path / "trials" / trial.id
 
-    def checkpoint(self, pack: str) -> Path:
-        return self.path / "checkpoints" / f"{pack}.safetensors"
+    def checkpoint(self, name: str) -> Path:
+        """The training state of a pack in progress or of a trial at a rung, by its id."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def remove_checkpoints(self, *, keep: Collection[str]) -> None:
+        """Remove all training states but those of `keep`, and what a kill left half written."""
+        kept = {self.checkpoint(name) for name in keep}
+        for file in self.path.glob("checkpoints/*"):
+            if file not in kept:
+                file.unlink()
 
     def check_free(self, *, resume: bool) -> None:
         """Raise `UserError` where there is something already, unless it is a run and to be resumed."""
@@ -128,13 +136,13 @@ class RunDirectory:
         self.trial(result.trial).mkdir(parents=True, exist_ok=True)
         write_file(self.trial(result.trial) / "curve.parquet", curve.to_parquet)
 
-    def read_result(self, trial: Trial, status: str) -> TrialResult:
+    def read_result(self, trial: Trial, status: TrialStatus) -> TrialResult:
         curve = _read_parquet(self.trial(trial) / "curve.parquet")
         scored = curve[curve["validation_accuracy"].notna()]
         evaluations = zip(scored["step"], scored["validation_nll"], scored["validation_accuracy"], strict=True)
         return TrialResult(
             trial,
-            "diverged" if status == "diverged" else "trained",
+            status,
             tuple(curve["train_nll"].tolist()),
             tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
         )

@@ -1,12 +1,12 @@
-"""Which trials there are and which are trained together. Pure: no clock, no device, no files."""
+"""Which trials are trained together, and how many. Pure: no clock, no device, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
 
 MOST_TRIALS = 8  # in a pack: more saves no time, and a kill then loses more of it
@@ -15,42 +15,32 @@ _MEMORY_SHARE = 0.8  # of what is free; the rest is for what a measured step did
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Trials of one seed that are trained together."""
+    """Trials of one seed that are trained together from step `start` to step `stop`."""
 
     id: str
     trials: tuple[Trial, ...]
+    start: int
+    stop: int
 
 
-def grid(config: ComparisonConfig) -> list[Trial]:
-    """Every rank with every learning rate and seed; a seed's trials are neighbours, equal ranks too."""
-    return [
-        config.trial(rank, rate, seed)
-        for seed in config.seed_numbers
-        for rank in config.ranks
-        for rate in config.learning_rates
-    ]
+def plan_packs(leg: Leg, size: int, first: int) -> list[PlannedPack]:
+    """The packs of a leg, of at most `size` trials; `first` is the number of the first one.
 
-
-def plan_packs(trials: Iterable[Trial], planned: Sequence[PlannedPack], size: int) -> list[PlannedPack]:
-    """Packs of at most `size` trials for those that no planned pack has; what is planned stays as it is.
-
-    A trial's last bits depend on its pack, so a run that goes on must train the packs it began with.
+    A trial's last bits depend on its pack, so what this returns is kept, and a run that goes on trains these packs.
     """
-    placed = {trial for pack in planned for trial in pack.trials}
-    by_seed: dict[int, list[Trial]] = {}
-    for trial in trials:
-        if trial not in placed:
-            by_seed.setdefault(trial.seed, []).append(trial)
-    packs = list(planned)
-    number = 1 + max((int(pack.id.removeprefix("pack")) for pack in planned), default=-1)
-    for members in by_seed.values():
-        # As even as possible: 9 trials in packs of 8 are 5 and 4.
+    groups = enumerate(divide(leg.trials, size), start=first)
+    return [PlannedPack(f"pack{number:04d}", trials, leg.start, leg.stop) for number, trials in groups]
+
+
+def divide(trials: Sequence[Trial], size: int) -> list[tuple[Trial, ...]]:
+    """Groups of one seed and at most `size` trials, as even as possible: 9 trials in groups of 8 are 5 and 4."""
+    groups = []
+    for _, of_seed in groupby(sorted(trials, key=lambda trial: trial.seed), key=lambda trial: trial.seed):
+        members = tuple(of_seed)
         count = -(-len(members) // size)
         bounds = [round(len(members) * part / count) for part in range(count + 1)]
-        for start, stop in pairwise(bounds):
-            packs.append(PlannedPack(f"pack{number:04d}", tuple(members[start:stop])))
-            number += 1
-    return packs
+        groups += [members[start:stop] for start, stop in pairwise(bounds)]
+    return groups
 
 
 def trials_that_fit(*, free_bytes: int, base_bytes: int, peak_bytes: int | None) -> int:

@@ -14,7 +14,8 @@ from rankwise.base.load import BaseModel, load_base, load_tokenizer, position_li
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import Description
-from rankwise.compare.plan import MOST_TRIALS, grid
+from rankwise.compare.plan import MOST_TRIALS
+from rankwise.compare.schedule import most_rates
 from rankwise.errors import UserError
 from rankwise.lora.packable import packable
 from rankwise.memory.formula import check_ranks
@@ -166,8 +167,14 @@ def describe(prepared: Prepared) -> Description:
 
 
 def disk_bytes(prepared: Prepared) -> int:
-    """Adapters of all trials, and the checkpoint of the largest possible pack twice (written beside, then renamed)."""
-    adapters = [4 * prepared.params(trial.rank).total for trial in grid(prepared.config)]
-    checkpoint = 3 * sum(sorted(adapters)[-prepared.most_trials :])
-    scores = 16 * len(prepared.task.test) * len(adapters)
-    return sum(adapters) + 2 * checkpoint + scores + 50_000_000
+    """An upper bound: training states of all trials that there may be, and the largest possible pack's twice.
+
+    States are 12 bytes a parameter. The adapters, 4 bytes, of those trained to the end take less than what those
+    that were dropped before gave back. A file is written beside and renamed, hence twice.
+    """
+    config = prepared.config
+    trials = most_rates(config) * config.seeds
+    states = [12 * prepared.params(rank).total for rank in config.ranks for _ in range(trials)]
+    checkpoint = sum(sorted(states)[-prepared.most_trials :])
+    scores = 16 * len(prepared.task.test) * len(states)
+    return sum(states) + 2 * checkpoint + scores + 50_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -23,16 +23,14 @@ class TestScores:
     correct: np.ndarray
 
 
-def validation_nll(results: Mapping[Trial, TrialResult], config: ComparisonConfig, rank: int, rate: float) -> float:
-    """Mean validation loss over seeds; infinite where a seed diverged."""
-    return fmean(results[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers)
-
-
 def choose_learning_rates(results: Mapping[Trial, TrialResult], config: ComparisonConfig) -> dict[int, float]:
     """Each rank's learning rate with the lowest validation loss over all seeds; no entry where all diverged."""
     chosen = {}
     for rank in config.ranks:
-        losses = {rate: validation_nll(results, config, rank, rate) for rate in config.learning_rates}
+        losses = {
+            rate: fmean(results[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers)
+            for rate in _tried(results, rank)
+        }
         best = min(losses, key=lambda rate: losses[rate])
         if np.isfinite(losses[best]):
             chosen[rank] = best
@@ -80,19 +78,31 @@ def notes_on_training(
     without = [rank for rank in config.ranks if rank not in chosen]
     if without:
         notes.append(f"rank {_listed(without)}: at every learning rate a seed diverged; add lower --learning-rates")
-    rates = config.learning_rates
-    if len(rates) == 1:
+    if len(config.learning_rates) == 1:
         notes.append("one learning rate was tried: it may be fairer to some ranks than to others")
-    for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
-        ranks = [rank for rank, rate in chosen.items() if rate == edge and len(rates) > 1]
-        if ranks:
-            notes.append(
-                f"rank {_listed(ranks)}: the best learning rate, {edge:g}, is the {direction} that was tried; "
-                "one beyond it may be better"
-            )
+    else:
+        notes += _notes_on_edges(results, chosen)
     if config.seeds == 1:
         notes.append("one seed says nothing about how much another would differ: no intervals")
     return notes
+
+
+def _notes_on_edges(results: Mapping[Trial, TrialResult], chosen: Mapping[int, float]) -> Iterator[str]:
+    edges: dict[tuple[float, str], list[int]] = {}
+    for rank, rate in chosen.items():
+        rates = _tried(results, rank)
+        for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
+            if rate == edge:
+                edges.setdefault((edge, direction), []).append(rank)
+    for (edge, direction), ranks in edges.items():
+        yield (
+            f"rank {_listed(ranks)}: the best learning rate, {edge:g}, is the {direction} that was tried; "
+            "one beyond it may be better"
+        )
+
+
+def _tried(results: Mapping[Trial, TrialResult], rank: int) -> list[float]:
+    return sorted({trial.learning_rate for trial in results if trial.rank == rank})
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -15,23 +15,24 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from safetensors import SafetensorError
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory, write_json
 from rankwise.compare.journal import Journal
-from rankwise.compare.plan import PlannedPack, grid, plan_packs, trials_that_fit
+from rankwise.compare.plan import divide, plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.results import TestScores, choose_learning_rates, experiment, notes_on_training
+from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
+from rankwise.compare.training import Planned, pack_size, train
 from rankwise.errors import RunError, UserError
 from rankwise.lora.attach import attached
-from rankwise.lora.peft_io import read_adapter, write_adapter
-from rankwise.records import Baseline, ComparisonPlan, RankComparison, Trial, TrialResult
+from rankwise.lora.peft_io import read_adapter
+from rankwise.records import Baseline, ComparisonPlan, RankComparison, Trial
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.cost import StepCost, measure_costs
-from rankwise.train.loop import StepReport, TrainedTrial, run_pack, score
+from rankwise.train.loop import StepReport, score
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,6 @@ class Stage:
     """The comparison turns to something else; `text` says to what."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class Planned:
-    """All trials, in packs, before training; `done` packs were trained by an earlier start of the run."""
-
-    packs: tuple[PlannedPack, ...]
-    done: frozenset[str]
-    steps: int
 
 
 Observer = Callable[[Stage | Planned | StepReport], None]
@@ -81,7 +73,7 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
     config = prepared.config
     costs = _costs(prepared, journal, observe)
     baseline = _baseline(prepared, directory, journal, observe)
-    results = _train(prepared, directory, journal, costs, observe)
+    results = train(prepared, directory, journal, costs, observe)
     chosen = choose_learning_rates(results, config)
     if not chosen:
         raise RunError(
@@ -154,20 +146,23 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         prepared = prepare(config, lambda text: observe(Stage(text)))
         observe(Stage("timing a few steps of each rank"))
         costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
-    trials = grid(config)
-    size = _pack_size(prepared, costs)
-    packs = plan_packs(trials, [], size)
+    rungs = prepared.settings.rungs
+    leg = next_leg(config, rungs, {})
+    assert leg is not None
+    packs = plan_packs(leg, pack_size(prepared, costs), first=0)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
     peak = prepared.base.bytes + max(
         sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs
     )
+    a_step = config.seeds * sum(cost.seconds for cost in costs.values())  # of every rank and seed
     return ComparisonPlan(
-        trials=len(trials),
+        trials=len(leg.trials),
         packs=len(packs),
         steps=prepared.settings.steps,
         peak_memory_bytes=peak if peaks else None,
         disk_bytes=disk_bytes(prepared),
-        training_seconds=sum(costs[trial.rank].seconds for trial in trials) * prepared.settings.steps,
+        training_seconds=a_step * steps_per_seed(len(config.learning_rates), rungs),
+        training_seconds_at_most=a_step * steps_per_seed(most_rates(config), rungs),
         notes=prepared.notes,
     )
 
@@ -199,87 +194,20 @@ def _baseline(prepared: Prepared, directory: RunDirectory, journal: Journal, obs
     return baseline
 
 
-def _train(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, costs: dict[int, StepCost], observe: Observer
-) -> dict[Trial, TrialResult]:
-    """Train the packs that are not trained yet; the results of all trials."""
-    statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
-    done = frozenset(event["pack"] for event in journal.of("trained"))
-    packs = _plan(prepared, directory, journal, costs, done)
-    observe(Planned(tuple(packs), done, prepared.settings.steps))
-    results: dict[Trial, TrialResult] = {}
-    for pack in packs:
-        if pack.id in done:
-            directory.checkpoint(pack.id).unlink(missing_ok=True)
-            results |= {trial: directory.read_result(trial, statuses[trial.id]) for trial in pack.trials}
-            continue
-        started = time.monotonic()
-        checkpoint = directory.checkpoint(pack.id)
-        trained = run_pack(
-            prepared.base,
-            prepared.task,
-            pack.trials,
-            prepared.targets,
-            prepared.settings,
-            checkpoint=checkpoint,
-            observe=observe,
-        )
-        for one in trained:
-            _keep(prepared, directory, one)
-            results[one.result.trial] = one.result
-        status = {one.result.trial.id: one.result.status for one in trained}
-        journal.append("trained", pack=pack.id, status=status, seconds=time.monotonic() - started)
-        checkpoint.unlink(missing_ok=True)
-    return results
-
-
-def _plan(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, costs: dict[int, StepCost], done: frozenset[str]
-) -> list[PlannedPack]:
-    """The journaled packs and those for trials that have none; the whole plan is one event, the last one counts.
-
-    Packs that are not trained and larger than an explicit pack size are divided: they may not have fitted.
-    """
-    plans = journal.of("plan")
-    planned = [
-        PlannedPack(pack["pack"], tuple(Trial(**trial) for trial in pack["trials"]))
-        for pack in (plans[-1]["packs"] if plans else [])
-    ]
-    most = prepared.config.pack_size
-    kept = [pack for pack in planned if pack.id in done or most is None or len(pack.trials) <= most]
-    for pack in planned:
-        if pack not in kept:
-            directory.checkpoint(pack.id).unlink(missing_ok=True)
-    packs = plan_packs(grid(prepared.config), kept, _pack_size(prepared, costs))
-    if packs != planned:
-        event = [{"pack": pack.id, "trials": [asdict(trial) for trial in pack.trials]} for pack in packs]
-        journal.append("plan", packs=event)
-    return packs
-
-
-def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:
-    trial = trained.result.trial
-    # The parts must sum to the number that is reported.
-    assert sum(tensor.numel() for tensor in trained.state.values()) == prepared.params(trial.rank).total
-    directory.write_result(trained.result)
-    if trained.result.status == "trained":
-        write_adapter(directory.trial(trial) / "adapter", prepared.base, trial, trained.state, prepared.targets)
-
-
 def _score(
     prepared: Prepared, directory: RunDirectory, journal: Journal, trials: Sequence[Trial], observe: Observer
 ) -> None:
     """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
     test = prepared.task.test
     scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
-    for members in plan_packs(trials, [], prepared.most_trials):
-        missing = [trial for trial in members.trials if trial.id not in scored]
+    for members in divide(trials, prepared.most_trials):
+        missing = [trial for trial in members if trial.id not in scored]
         if not missing:
             continue
         # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
-        observe(Stage(f"scoring seed {members.trials[0].seed} on {len(test):,} test examples"))
+        observe(Stage(f"scoring seed {members[0].seed} on {len(test):,} test examples"))
         started = time.monotonic()
-        with attached(prepared.base, members.trials, prepared.targets) as pack:
+        with attached(prepared.base, members, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):
                 adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
                 pack.load(index, adapter.state)
@@ -289,17 +217,6 @@ def _score(
                 directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
         ids = [trial.id for trial in missing]
         journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
-
-
-def _pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
-    if prepared.config.pack_size is not None:
-        return prepared.most_trials
-    device = prepared.base.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    peaks = [cost.peak_bytes for cost in costs.values()]
-    peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
-    fitting = trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
-    return min(fitting, prepared.most_trials)
 
 
 def new_run() -> Path:

@@ -13,8 +13,14 @@ from rankwise.report.text import bytes_text, seconds_text
 def plan_table(plan: ComparisonPlan) -> RenderableType:
     """A line for each thing that a comparison takes, and the notes below."""
     table = Table.grid(padding=(0, 2))
-    table.add_row("trials", f"{plan.trials} of {plan.steps:,} steps each, in {plan.packs} packs")
-    table.add_row("training time", f"about {seconds_text(plan.training_seconds)}, evaluation not counted")
+    table.add_row("trials", f"{plan.trials} of up to {plan.steps:,} steps each, in {plan.packs} packs")
+    table.add_row("training time", _training_time(plan))
     table.add_row("peak memory", f"{bytes_text(plan.peak_memory_bytes)}, the base model included")
     table.add_row("disk", f"{bytes_text(plan.disk_bytes)} at most")
     return Group(table, *(Text(f"note: {note}") for note in plan.notes))
+
+
+def _training_time(plan: ComparisonPlan) -> str:
+    expected, at_most = seconds_text(plan.training_seconds), seconds_text(plan.training_seconds_at_most)
+    more = "" if expected == at_most else f", up to {at_most} where learning rates beyond those given are tried"
+    return f"about {expected}{more}; evaluation not counted"

@@ -1,0 +1,197 @@
+"""Which learning rates of a rank go on, and which are added: a function of the results so far. Pure.
+
+All trials train to the first rung. There a rank whose best learning rate is the lowest or highest that was
+tried for it gets one beyond, up to `MOST_ADDED` times. At each rung but the last the better half of a
+rank's rates goes on. Halving is sound within a rank only: curves of different ranks coincide early and
+separate late (SCIENCE.md, section 5), so no rank is ever dropped.
+
+Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
+rates, replays the schedule on the results that it has, and ends where one that had begun with the larger
+configuration does. Two consequences:
+
+- A trial that was dropped and is wanted after all (with more seeds another rate is better) goes on from its
+  start, since its training state is gone.
+- A rate at which a seed diverges is out, at the rungs before too: the next best goes on in its place. Only
+  where that happened after a rung may an extended run, which knows of it, try other rates beyond an
+  edge than one that begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TypeAlias
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.records import Trial, TrialResult
+
+Results: TypeAlias = Mapping[Trial, TrialResult]
+
+MOST_ADDED = 2  # learning rates of one rank: with the usual factor of 3, a tenth or ten times what was given
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Trials that stand at one step and train to another, `stop`."""
+
+    trials: tuple[Trial, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class RankRates:
+    """A rank's learning rates, in order of size: those tried, and those left, which train to step `stop`."""
+
+    tried: tuple[float, ...]
+    left: tuple[float, ...]
+    stop: int
+
+
+def next_leg(
+    config: ComparisonConfig, rungs: Sequence[int], results: Results, resumable: Collection[Trial] = ()
+) -> Leg | None:
+    """What to train next: of the trials that have not come to their rung, those that stand furthest behind.
+
+    `resumable` are the trials whose training state is kept, at their last evaluation; the others begin at 0.
+    None where the comparison has all its results. Trials are in the order of seeds, ranks and rates.
+    """
+    wanted: dict[Trial, tuple[int, int]] = {}
+    for rank in config.ranks:
+        rates = rank_rates(config, rungs, results, rank)
+        for trial in _trials(config, rank, rates.left):
+            if not _has_come_to(results, trial, rates.stop):
+                start = results[trial].evaluations[-1].step if trial in resumable else 0
+                wanted[trial] = start, rates.stop
+    if not wanted:
+        return None
+    first = min(start for start, _ in wanted.values())
+    trials = [trial for trial, (start, _) in wanted.items() if start == first]
+    trials.sort(key=lambda trial: (trial.seed, trial.rank, trial.learning_rate))
+    return Leg(tuple(trials), first, min(wanted[trial][1] for trial in trials))
+
+
+def running(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> set[Trial]:
+    """The trials that are left and not at the end: their training states are needed."""
+    left = {rank: rank_rates(config, rungs, results, rank).left for rank in config.ranks}
+    return {
+        trial
+        for trial, result in results.items()
+        if result.status == "dropped" and trial.learning_rate in left[trial.rank]
+    }
+
+
+def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> dict[Trial, TrialResult]:
+    """The results that count once no leg is left.
+
+    A trial that this schedule drops is *dropped* even where the run was a smaller one before and trained it on;
+    rates that only the smaller one tried are left out.
+    """
+    found = {}
+    for rank in config.ranks:
+        rates = rank_rates(config, rungs, results, rank)
+        for trial in _trials(config, rank, rates.tried):
+            result = results[trial]
+            out = result.status == "trained" and trial.learning_rate not in rates.left
+            found[trial] = replace(result, status="dropped") if out else result
+    return found
+
+
+def rank_rates(config: ComparisonConfig, rungs: Sequence[int], results: Results, rank: int) -> RankRates:
+    """Where a rank's learning rates stand. A single one was asked for, so it is neither extended nor compared."""
+    tried = config.learning_rates
+    if len(tried) == 1:
+        return RankRates(tried, tried, rungs[-1])
+
+    def losses(rates: Sequence[float], step: int) -> dict[float, float] | None:
+        """Each rate's mean over seeds, infinite where one diverged, be it later; None before all trials are there."""
+        if not all(_has_come_to(results, trial, step) for trial in _trials(config, rank, rates)):
+            return None
+        return {
+            rate: fmean(_loss(results[config.trial(rank, rate, seed)], step) for seed in config.seed_numbers)
+            for rate in rates
+        }
+
+    while True:
+        found = losses(tried, rungs[0])
+        if found is None:
+            return RankRates(tried, tried, rungs[0])
+        beyond = _beyond(found)
+        if beyond is None or len(tried) == len(config.learning_rates) + MOST_ADDED:
+            break
+        tried = tuple(sorted((*tried, beyond)))
+
+    left = tried
+    for rung in rungs[:-1]:
+        if len(left) <= 1:
+            break
+        found = losses(left, rung)
+        if found is None:
+            return RankRates(tried, left, rung)
+        left = _better_half(found)
+    return RankRates(tried, left, rungs[-1])
+
+
+def steps_per_seed(rates: int, rungs: Sequence[int]) -> int:
+    """Steps that one seed of a rank takes in all, over its learning rates.
+
+    >>> steps_per_seed(4, (100, 200, 300, 400)), steps_per_seed(1, (100, 200, 300, 400))
+    (800, 400)
+    """
+    steps = 0
+    for start, stop in zip((0, *rungs), rungs, strict=False):
+        steps += rates * (stop - start)
+        rates = -(-rates // 2)
+    return steps
+
+
+def most_rates(config: ComparisonConfig) -> int:
+    """How many learning rates a rank may have tried in the end."""
+    given = len(config.learning_rates)
+    return given if given == 1 else given + MOST_ADDED
+
+
+def _trials(config: ComparisonConfig, rank: int, rates: Sequence[float]) -> Iterator[Trial]:
+    return (config.trial(rank, rate, seed) for rate in rates for seed in config.seed_numbers)
+
+
+def _has_come_to(results: Results, trial: Trial, step: int) -> bool:
+    result = results.get(trial)
+    return result is not None and (result.status == "diverged" or result.evaluations[-1].step >= step)
+
+
+def _loss(result: TrialResult, step: int) -> float:
+    if result.status == "diverged":
+        return float("inf")
+    return next(evaluation.nll for evaluation in result.evaluations if evaluation.step == step)
+
+
+def _better_half(losses: Mapping[float, float]) -> tuple[float, ...]:
+    """Half of the rates, rounded up, and none at which a seed diverged; in order of size."""
+    best = sorted(losses, key=lambda rate: (losses[rate], rate))[: -(-len(losses) // 2)]
+    return tuple(sorted(rate for rate in best if losses[rate] < float("inf")))
+
+
+def _beyond(losses: Mapping[float, float]) -> float | None:
+    """A rate beyond the lowest or highest where that is the best (where all diverged: beyond the lowest), else None.
+
+    As far beyond as the two rates at that edge are apart, in three digits; rates that these do not tell apart
+    have nothing beyond them.
+
+    >>> _beyond({3e-4: 0.5, 1e-3: 0.4}), _beyond({3e-4: 0.4, 1e-3: 0.5}), _beyond({1.0: 0.3, 2.0: 0.2, 4.0: 0.3})
+    (0.00333, 9e-05, None)
+    """
+    rates = sorted(losses)
+    best = min(rates, key=lambda rate: losses[rate])
+    if best == rates[0]:
+        beyond = _three_digits(best * (best / rates[1]))
+        return beyond if beyond < best else None
+    if best == rates[-1]:
+        beyond = _three_digits(best * (best / rates[-2]))
+        return beyond if beyond > best else None
+    return None
+
+
+def _three_digits(rate: float) -> float:
+    return float(f"{rate:.3g}")

@@ -1,0 +1,171 @@
+"""Train what the schedule asks for, leg by leg; the journal knows what is planned and what is done.
+
+A leg is journaled with its packs before they train, and a run that goes on trains the journaled packs first.
+Then every later leg follows from the same results, so the numbers do not depend on where the run was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from rankwise.compare.directory import RunDirectory
+from rankwise.compare.journal import Event, Journal
+from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
+from rankwise.compare.prepare import Prepared
+from rankwise.compare.schedule import Leg, next_leg, running, settled
+from rankwise.lora.peft_io import write_adapter
+from rankwise.records import Trial, TrialResult
+from rankwise.train.checkpoint import split_checkpoint
+from rankwise.train.cost import StepCost
+from rankwise.train.loop import StepReport, TrainedTrial, run_pack
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A leg begins, without the trials that an earlier start of the run has trained; `steps` are those to the end."""
+
+    leg: Leg
+    steps: int
+
+
+def train(
+    prepared: Prepared,
+    directory: RunDirectory,
+    journal: Journal,
+    costs: dict[int, StepCost],
+    observe: Callable[[Planned | StepReport], None],
+) -> dict[Trial, TrialResult]:
+    """Train all legs that are not trained yet; the results of all trials, those that were dropped too."""
+    for event in journal.of("trained"):
+        _hand_over(directory, event)
+    results = _results(directory, journal)
+    size = _journaled_size(prepared, journal, costs)
+    while packs := _packs(prepared, directory, journal, results, size):
+        observe(Planned(_joined(packs), prepared.settings.steps))
+        for pack in packs:
+            results |= _train_pack(prepared, directory, journal, pack, observe)
+    return settled(prepared.config, prepared.settings.rungs, results)
+
+
+def pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
+    """How many trials a pack has at most: as was asked for, or what fits into the memory that is free."""
+    if prepared.config.pack_size is not None:
+        return prepared.most_trials
+    device = prepared.base.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    peaks = [cost.peak_bytes for cost in costs.values()]
+    peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
+    fitting = trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
+    return min(fitting, prepared.most_trials)
+
+
+def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepCost]) -> int:
+    """The pack size that was found when the run began with these ranks: less memory may be free at a later start."""
+    if prepared.config.pack_size is not None:
+        return prepared.most_trials
+    ranks = list(prepared.config.ranks)
+    for event in journal.of("pack size"):
+        if event["ranks"] == ranks:
+            return int(event["size"])
+    size = pack_size(prepared, costs)
+    journal.append("pack size", ranks=ranks, size=size)
+    return size
+
+
+def _results(directory: RunDirectory, journal: Journal) -> dict[Trial, TrialResult]:
+    """What earlier starts of the run have trained."""
+    packs = [pack for event in journal.of("plan") for pack in event["packs"]]
+    trials = dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"])
+    statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
+    return {trial: directory.read_result(trial, statuses[trial.id]) for trial in trials if trial.id in statuses}
+
+
+def _packs(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, results: dict[Trial, TrialResult], size: int
+) -> list[PlannedPack]:
+    """The packs that come next: those that are journaled and not trained, else those of the next leg."""
+    config, rungs = prepared.config, prepared.settings.rungs
+    untrained = _untrained(journal)
+    if untrained and max(len(pack.trials) for pack in untrained) <= prepared.most_trials:
+        return untrained
+    if untrained:
+        # Larger than what is asked for now: they may not have fitted.
+        leg: Leg | None = _joined(untrained)
+    else:
+        leg = next_leg(config, rungs, results, [trial for trial in results if directory.checkpoint(trial.id).exists()])
+    needed = running(config, rungs, results).union(leg.trials if leg else ())
+    # Before the leg is journaled: whether a trial's state is there must not depend on when the run was killed.
+    directory.remove_checkpoints(keep={trial.id for trial in needed})
+    if leg is None:
+        return []
+    packs = plan_packs(leg, size, first=sum(len(event["packs"]) for event in journal.of("plan")))
+    event = [{"pack": pack.id, "trials": [asdict(trial) for trial in pack.trials]} for pack in packs]
+    journal.append("plan", start=leg.start, stop=leg.stop, packs=event)
+    return packs
+
+
+def _untrained(journal: Journal) -> list[PlannedPack]:
+    trained = {event["pack"] for event in journal.of("trained")}
+    return [
+        PlannedPack(pack["pack"], tuple(Trial(**trial) for trial in pack["trials"]), plan["start"], plan["stop"])
+        for plan in journal.of("plan")[-1:]
+        for pack in plan["packs"]
+        if pack["pack"] not in trained
+    ]
+
+
+def _joined(packs: Sequence[PlannedPack]) -> Leg:
+    return Leg(tuple(trial for pack in packs for trial in pack.trials), packs[0].start, packs[0].stop)
+
+
+def _train_pack(
+    prepared: Prepared,
+    directory: RunDirectory,
+    journal: Journal,
+    pack: PlannedPack,
+    observe: Callable[[StepReport], None],
+) -> dict[Trial, TrialResult]:
+    started = time.monotonic()
+    states = [directory.checkpoint(trial.id) for trial in pack.trials]
+    trained = run_pack(
+        prepared.base,
+        prepared.task,
+        pack.trials,
+        prepared.targets,
+        prepared.settings,
+        # One that was removed by hand, because it was damaged, leaves the others to begin with it.
+        begin=states if all(state.exists() for state in states) else (),
+        stop=pack.stop,
+        checkpoint=directory.checkpoint(pack.id),
+        observe=observe,
+    )
+    for one in trained:
+        _keep(prepared, directory, one)
+    results = {one.result.trial: one.result for one in trained}
+    status = {trial.id: result.status for trial, result in results.items()}
+    journal.append("trained", pack=pack.id, status=status, seconds=time.monotonic() - started)
+    _hand_over(directory, journal.events[-1])
+    return results
+
+
+def _hand_over(directory: RunDirectory, trained: Event) -> None:
+    """Give the trials of a trained pack that may go on a state each; after a kill, what it left of this."""
+    checkpoint = directory.checkpoint(trained["pack"])
+    if checkpoint.exists():
+        may_go_on = [trial for trial, status in trained["status"].items() if status == "dropped"]
+        split_checkpoint(checkpoint, {trial: directory.checkpoint(trial) for trial in may_go_on})
+        checkpoint.unlink()
+
+
+def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:
+    trial = trained.result.trial
+    # The parts must sum to the number that is reported.
+    assert sum(tensor.numel() for tensor in trained.state.values()) == prepared.params(trial.rank).total
+    directory.write_result(trained.result)
+    if trained.result.status == "trained":
+        write_adapter(directory.trial(trial) / "adapter", prepared.base, trial, trained.state, prepared.targets)

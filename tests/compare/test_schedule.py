@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.schedule import (
+    MOST_ADDED,
+    Leg,
+    most_rates,
+    next_leg,
+    rank_rates,
+    running,
+    settled,
+    steps_per_seed,
+)
+from rankwise.records import Evaluation, Trial, TrialResult
+
+RUNGS = (50, 75, 100)
+Losses = Callable[[Trial, int], float]
+
+
+def config(ranks: int = 2, rates: int = 2, seeds: int = 2, **changed: object) -> ComparisonConfig:
+    return ComparisonConfig(
+        train="t.csv",
+        ranks=tuple(2**power for power in range(ranks)),
+        learning_rates=tuple(1e-4 * 3**power for power in range(rates)),
+        seeds=seeds,
+        **changed,  # type: ignore[arg-type]
+    )
+
+
+def random_losses(seed: int, diverging: tuple[int, ...] = RUNGS) -> Losses:
+    """A loss for every trial and step, the same whenever it is asked for; one in eight trials diverges at some rung."""
+
+    def loss(trial: Trial, step: int) -> float:
+        of_trial = random.Random(f"{seed} {trial.id}")
+        if of_trial.random() < 1 / 8 and step >= of_trial.choice(diverging):
+            return math.nan
+        return random.Random(f"{seed} {trial.id} {step}").random()
+
+    return loss
+
+
+def result(trial: Trial, stop: int, losses: Losses, rungs: tuple[int, ...]) -> TrialResult:
+    evaluations = tuple(Evaluation(step, losses(trial, step), 0.5) for step in rungs if step <= stop)
+    finite = all(math.isfinite(evaluation.nll) for evaluation in evaluations)
+    status = "trained" if stop == rungs[-1] else "dropped"
+    return TrialResult(trial, status if finite else "diverged", (0.7,) * stop, evaluations)  # type: ignore[arg-type]
+
+
+class Run:
+    """A comparison whose trials train at once; `legs` are those it took, `trained` the steps of each trial in all."""
+
+    def __init__(
+        self, config: ComparisonConfig, losses: Losses, rungs: tuple[int, ...] = RUNGS, before: Run | None = None
+    ) -> None:
+        self.results: dict[Trial, TrialResult] = dict(before.results) if before else {}
+        self.legs: list[Leg] = []
+        self.trained: dict[Trial, int] = {}
+        stands: dict[Trial, int] = {}
+        while leg := next_leg(config, rungs, self.results, stands):
+            assert len(self.legs) < 100, "the schedule does not end"
+            assert {stands.get(trial, 0) for trial in leg.trials} == {leg.start}
+            self.legs.append(leg)
+            for trial in leg.trials:
+                self.results[trial] = result(trial, leg.stop, losses, rungs)
+                stands[trial] = leg.stop
+                self.trained[trial] = self.trained.get(trial, 0) + leg.stop - leg.start
+            needed = running(config, rungs, self.results)
+            stands = {trial: step for trial, step in stands.items() if trial in needed}
+        self.stands = stands
+        self.settled = settled(config, rungs, self.results)
+
+    def finalists(self, rank: int) -> set[float]:
+        """Rates of a rank all of whose trials are trained to the end."""
+        of_rank = [one for one in self.settled.values() if one.trial.rank == rank]
+        out = {one.trial.learning_rate for one in of_rank if one.status != "trained"}
+        return {one.trial.learning_rate for one in of_rank} - out
+
+
+counts = st.integers(1, 5)
+some_seed = st.integers(0, 10**6)
+
+
+@given(st.integers(1, 3), counts, st.integers(1, 3), some_seed)
+def test_every_rank_ends_with_its_better_rates_and_few_more_than_were_given(
+    ranks: int, rates: int, seeds: int, seed: int
+) -> None:
+    asked = config(ranks, rates, seeds)
+    run = Run(asked, random_losses(seed))
+    assert run.stands == {}
+    for rank in asked.ranks:
+        of_rank = [one for trial, one in run.settled.items() if trial.rank == rank]
+        tried = {one.trial.learning_rate for one in of_rank}
+        assert set(asked.learning_rates) <= tried
+        assert len(tried) <= most_rates(asked)
+        assert len(of_rank) == len(tried) * seeds
+        # A rank has a rate in the end unless each one diverged at a seed.
+        lost = {one.trial.learning_rate for one in of_rank if one.status == "diverged"}
+        assert bool(run.finalists(rank)) == (lost != tried)
+
+
+@given(st.integers(2, 6), st.integers(1, 3), some_seed)
+def test_at_a_rung_half_of_the_rates_go_on_and_they_are_the_better_ones(rates: int, seeds: int, seed: int) -> None:
+    asked = config(1, rates, seeds)
+    run = Run(asked, random_losses(seed))
+    (rank,) = asked.ranks
+    left = rank_rates(asked, RUNGS, run.results, rank).tried
+
+    def loss(rate: float, step: int) -> float:
+        of_rate = [run.results[asked.trial(rank, rate, number)] for number in asked.seed_numbers]
+        if any(one.status == "diverged" for one in of_rate):
+            return math.inf
+        return sum(random_losses(seed)(one.trial, step) for one in of_rate)
+
+    for rung in RUNGS[:-1]:
+        best = sorted(left, key=lambda rate: loss(rate, rung))[: math.ceil(len(left) / 2)]
+        left = tuple(rate for rate in best if loss(rate, rung) < math.inf) if len(left) > 1 else left
+    assert run.finalists(rank) == {rate for rate in left if loss(rate, RUNGS[-1]) < math.inf}
+
+
+@given(st.integers(1, 3), counts, st.integers(1, 3), some_seed, st.randoms(use_true_random=False))
+def test_the_order_of_results_means_nothing(
+    ranks: int, rates: int, seeds: int, seed: int, chance: random.Random
+) -> None:
+    asked = config(ranks, rates, seeds)
+    run = Run(asked, random_losses(seed))
+    known = {trial: one for trial, one in run.results.items() if chance.random() < 0.8}
+    shuffled = list(known.items())
+    chance.shuffle(shuffled)
+    kept = [trial for trial in known if chance.random() < 0.5]
+    assert next_leg(asked, RUNGS, known, kept) == next_leg(asked, RUNGS, dict(shuffled), set(kept))
+
+
+@given(st.integers(1, 3), counts, st.integers(1, 3), some_seed, st.sampled_from([(100,), (50, 100), RUNGS]))
+def test_without_a_diverged_trial_every_step_is_taken_once_and_their_number_is_foretold(
+    ranks: int, rates: int, seeds: int, seed: int, rungs: tuple[int, ...]
+) -> None:
+    asked = config(ranks, rates, seeds)
+    run = Run(asked, lambda trial, step: random.Random(f"{seed} {trial.id} {step}").random(), rungs)
+    for rank in asked.ranks:
+        tried = {trial.learning_rate for trial in run.settled if trial.rank == rank}
+        taken = sum(steps for trial, steps in run.trained.items() if trial.rank == rank)
+        assert taken == seeds * steps_per_seed(len(tried), rungs)
+    assert all(steps == len(run.results[trial].train_nll) for trial, steps in run.trained.items())
+
+
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.sampled_from(["ranks", "rates", "seeds"]), some_seed)
+def test_a_run_that_was_smaller_ends_where_a_fresh_one_does(
+    ranks: int, rates: int, seeds: int, more: str, seed: int
+) -> None:
+    losses = random_losses(seed, diverging=RUNGS[:1])
+    small = config(ranks, rates, seeds)
+    large = config(ranks + (more == "ranks"), rates + (more == "rates"), seeds + (more == "seeds"))
+    before = Run(small, losses)
+    fresh, extended = Run(large, losses), Run(large, losses, before=before)
+
+    def ends(run: Run) -> dict[Trial, tuple[str, float]]:
+        return {trial: (one.status, one.validation_nll) for trial, one in run.settled.items()}
+
+    assert ends(extended) == ends(fresh)
+    at_the_end = {trial for trial, one in before.results.items() if one.status == "trained"}
+    assert at_the_end.isdisjoint(extended.trained)
+
+
+def optimum_at(best: float) -> Losses:
+    """Losses that grow with the distance of a learning rate from the best one, on a scale of ratios."""
+    return lambda trial, step: abs(math.log(trial.learning_rate / best)) / step
+
+
+@pytest.mark.parametrize(
+    ("given_rates", "best", "tried"),
+    [
+        ((3e-4, 1e-3, 3e-3), 1e-3, (3e-4, 1e-3, 3e-3)),
+        ((3e-4, 1e-3), 1.5e-3, (3e-4, 1e-3, 0.00333)),
+        ((3e-4, 1e-3), 3e-3, (3e-4, 1e-3, 0.00333, 0.0111)),
+        ((3e-4, 1e-3), 1.0, (3e-4, 1e-3, 0.00333, 0.0111)),
+        ((3e-4, 1e-3, 2e-3), 1e-9, (2.7e-05, 9e-05, 3e-4, 1e-3, 2e-3)),
+        ((3e-4, 1e-3, 2e-3), 1.0, (3e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+        ((1e-3,), 1.0, (1e-3,)),
+        ((0.00100401, 0.00100402), 1.0, (0.00100401, 0.00100402)),
+    ],
+)
+def test_a_rank_whose_best_rate_is_at_the_edge_gets_one_beyond_it(
+    given_rates: tuple[float, ...], best: float, tried: tuple[float, ...]
+) -> None:
+    asked = replace(config(1), learning_rates=given_rates)
+    run = Run(asked, optimum_at(best))
+    assert rank_rates(asked, RUNGS, run.results, asked.ranks[0]).tried == tried
+    assert len(tried) <= len(given_rates) + MOST_ADDED
+
+
+def test_a_rate_that_diverges_is_the_edge_and_the_one_below_is_within() -> None:
+    asked = replace(config(1), learning_rates=(3e-4, 1e-3))
+    stable = optimum_at(1.0)
+    run = Run(asked, lambda trial, step: math.nan if trial.learning_rate > 1e-3 else stable(trial, step))
+    assert rank_rates(asked, RUNGS, run.results, asked.ranks[0]).tried == (3e-4, 1e-3, 0.00333)
+    assert run.finalists(asked.ranks[0]) == {1e-3}
+
+
+def test_where_every_rate_diverges_lower_ones_are_tried() -> None:
+    asked = replace(config(1), learning_rates=(1e-1, 1.0))
+    run = Run(asked, lambda trial, step: math.nan if trial.learning_rate > 0.05 else 0.5)
+    assert run.finalists(asked.ranks[0]) <= {0.01, 0.001}
+    assert run.finalists(asked.ranks[0])
+
+
+def test_the_next_best_rate_goes_on_where_the_best_diverges_later() -> None:
+    """The half that went on is no use if it is lost after the rung."""
+    asked = replace(config(1), learning_rates=(1e-4, 1e-3, 1e-2, 1e-1))
+    early = optimum_at(1e-2)
+    run = Run(asked, lambda trial, step: math.nan if step > 50 and trial.learning_rate > 5e-4 else early(trial, step))
+    assert run.finalists(asked.ranks[0]) == {1e-4}
+
+
+def test_legs_of_two_ranks_are_trained_together() -> None:
+    """Packs are full only where the trials of a seed, whatever their rank, go the same way."""
+    asked = replace(config(2), learning_rates=(1e-4, 1e-3, 1e-2))
+    run = Run(asked, optimum_at(1e-3))
+    assert [(leg.start, leg.stop, len(leg.trials)) for leg in run.legs] == [(0, 50, 12), (50, 75, 8), (75, 100, 4)]
+
+
+def test_a_single_rate_that_is_left_trains_to_the_end_without_a_stop() -> None:
+    asked = replace(config(1), learning_rates=(1e-3,))
+    assert [(leg.start, leg.stop) for leg in Run(asked, optimum_at(1e-3)).legs] == [(0, 100)]
