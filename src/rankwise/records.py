@@ -98,31 +98,7 @@ class Interval:
     high: float | None
 
 
-@dataclass(frozen=True)
-class RankExperiment:
-    """One rank's row of a comparison, at the learning rate chosen on validation.
-
-    `accuracy` and `nll` are means over seeds and test examples; the limits are 95 %, over seeds and
-    examples both, and None with fewer than two seeds or where no score differs from another.
-    `training_time_seconds` is what training this
-    rank alone takes: the median time of its step, times the steps. `peak_memory_bytes` is the peak of
-    such a step with the base model in memory, None where the device has no counter.
-    """
-
-    rank: int
-    alpha: float
-    use_rslora: bool
-    learning_rate: float
-    trainable_params: int
-    accuracy: float
-    accuracy_low: float | None
-    accuracy_high: float | None
-    nll: float
-    training_time_seconds: float
-    peak_memory_bytes: int | None
-    seeds: int
-
-
+Metric: TypeAlias = Literal["nll", "accuracy"]
 Verdict: TypeAlias = Literal["sufficient", "underfits", "unresolved"]
 Status: TypeAlias = Literal["resolved", "unresolved", "not_plateaued", "no_gain"]
 
@@ -139,6 +115,93 @@ class Needed:
     seeds: int | None
     examples_if_half_lost: int | None
     seeds_if_half_lost: int | None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Another metric than the one that decided, at the recommended rank against the largest one.
+
+    `difference` is positive where the recommended rank is better; each limit alone is 95 % sure. `worse` where it loses
+    more than the margin's share of what the largest rank gains in this metric.
+    """
+
+    metric: str
+    difference: float
+    low: float | None
+    high: float | None
+    worse: bool
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """What twice the recommended rank would take more; negative figures are the noise of measuring."""
+
+    trainable_params: int
+    training_time_seconds: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer to "which rank?".
+
+    `rank` is the smallest that was shown to suffice, with what it was trained with; None where no rank
+    was shown to gain anything. Only with the status *resolved* is every smaller rank that was tried known to be too
+    small. `margin` is in the unit of `metric` and `keep` the same as a share of the largest rank's gain, each None
+    where it cannot be told. `holds_for` says what was trained, `growing` whether the largest rank's lead still grew at
+    the end. `doubling` is None where twice the rank was not compared.
+    """
+
+    status: Status
+    rank: int | None
+    alpha: float | None
+    use_rslora: bool | None
+    learning_rate: float | None
+    target_modules: str | tuple[str, ...]
+    margin: float | None
+    keep: float | None
+    metric: Metric
+    reason: str
+    needed: Needed | None
+    guards: tuple[Guard, ...]
+    doubling: Doubling | None
+    growing: bool | None
+    holds_for: str
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankExperiment:
+    """One rank's row of a comparison, at the learning rate chosen on validation.
+
+    `accuracy` and `nll` are means over seeds and test examples; the limits are 95 %, over seeds and
+    examples both, and None with fewer than two seeds or where no score differs from another.
+    `training_time_seconds` is what training this
+    rank alone takes: the median time of its step, times the steps. `peak_memory_bytes` is the peak of
+    such a step with the base model in memory, None where the device has no counter.
+
+    `difference` is to the largest rank, in the metric that decides, positive where this rank is better.
+    Each of its limits alone is 95 % sure, as the verdict is.
+    """
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    learning_rate: float
+    trainable_params: int
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    nll: float
+    macro_f1: float
+    mcc: float
+    training_time_seconds: float
+    peak_memory_bytes: int | None
+    seeds: int
+    verdict: Verdict
+    difference: float
+    difference_low: float | None
+    difference_high: float | None
 
 
 @dataclass(frozen=True)
@@ -175,9 +238,11 @@ class ComparisonPlan:
 
 @dataclass(frozen=True)
 class RankComparison:
-    """A finished comparison: one experiment a rank, in the order of ranks, beside rank 0.
+    """A finished comparison: one experiment a rank, in the order of ranks, beside rank 0, and the answer.
 
-    `adapter` is a PEFT directory: of all chosen trials the one with the lowest validation loss.
+    `adapter` is a PEFT directory: of the recommended rank's trials the one with the lowest validation loss (of all
+    chosen trials where no rank is recommended). `alternatives` are the answers under further scalings; their rows
+    follow those of the first.
     """
 
     run: Path
@@ -185,6 +250,8 @@ class RankComparison:
     task: str
     experiments: tuple[RankExperiment, ...]
     baseline: Baseline
+    recommendation: Recommendation
+    alternatives: tuple[Recommendation, ...]
     wall_seconds: float
     adapter: Path
     notes: tuple[str, ...] = ()
@@ -197,19 +264,25 @@ class RankComparison:
 
     def to_dict(self) -> dict[str, object]:
         """What `--json` prints; JSON has no word for a figure that is not finite, so that is None."""
-        return {
+        document = {
             "run": str(self.run),
             "model": self.model,
             "task": self.task,
-            "experiments": [_finite(dataclasses.asdict(experiment)) for experiment in self.experiments],
-            "baseline": _finite(dataclasses.asdict(self.baseline)),
+            "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
+            "baseline": dataclasses.asdict(self.baseline),
             "wall_seconds": self.wall_seconds,
             "adapter": str(self.adapter),
-            "notes": list(self.notes),
+            "notes": self.notes,
+            "recommendation": dataclasses.asdict(self.recommendation),
+            "alternatives": [dataclasses.asdict(alternative) for alternative in self.alternatives],
         }
+        return {name: _plain(value) for name, value in document.items()}
 
 
-def _finite(values: dict[str, object]) -> dict[str, object]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+def _plain(value: object) -> object:
+    """`value` as it is read back from JSON."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

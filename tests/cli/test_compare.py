@@ -56,10 +56,16 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
     assert [set(experiment) for experiment in document["experiments"]] == [
         {
             *("rank", "alpha", "use_rslora", "learning_rate", "trainable_params", "accuracy", "accuracy_low"),
-            *("accuracy_high", "nll", "training_time_seconds", "peak_memory_bytes", "seeds"),
+            *("accuracy_high", "nll", "macro_f1", "mcc", "training_time_seconds", "peak_memory_bytes", "seeds"),
+            *("verdict", "difference", "difference_low", "difference_high"),
         }
     ] * 2
     assert set(document["baseline"]) == {"accuracy", "nll"}
+    wanted = {
+        *("status", "rank", "alpha", "use_rslora", "learning_rate", "margin", "keep", "metric", "reason", "needed"),
+    }
+    assert wanted <= set(document["recommendation"])
+    assert json.loads((place / "runs/json/recommendation.json").read_text()) == document["recommendation"]
     assert (place / document["adapter"] / "adapter_model.safetensors").is_file()
     assert "Warning" not in done.stderr
     assert "training" in done.stderr

@@ -50,6 +50,9 @@ def test_lists_are_the_same_from_text_from_yaml_and_from_python(
             "learning_rates": rates.map(tuple),
             "alpha": st.one_of(st.sampled_from(["rank", "2rank"]), st.floats(0.5, 512)),
             "rslora": st.booleans(),
+            "keep": st.floats(0.01, 0.99),
+            "margin": st.one_of(st.none(), st.floats(1e-6, 10)),
+            "metric": st.sampled_from(["nll", "accuracy"]),
             "seeds": st.integers(1, 9),
             "steps": st.integers(1, 10_000),
             "target_modules": st.sampled_from(["all-linear", ("query", "value"), r".*\.(query|value)"]),
@@ -84,6 +87,13 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         ({"learning_rates": "0.001,1e-3"}, "learning-rates: learning rate 0.001 given more than once"),
         ({"alpha": "half"}, "alpha: 'half' is not rank, 2rank or a number above 0"),
         ({"seeds": 1.5}, "seeds: 1.5 is not a whole number of at least 1"),
+        ({"keep": 0}, "keep: 0 is not a share between 0 and 1"),
+        ({"keep": 95}, "keep: 95 is not a share from 0 to below 1"),
+        ({"margin": 0}, "margin: 0 is not a number above 0"),
+        ({"metric": "f1"}, "metric: 'f1' is not one of nll, accuracy"),
+        ({"scalings": "alpha/rank,alpha"}, "scalings: 'alpha' is not one of alpha/rank, rslora"),
+        ({"scalings": "rslora,rslora"}, "scalings: scaling rslora given more than once"),
+        ({"scalings": "alpha/rank,rslora", "rslora": True}, "rslora and scalings are both given: leave rslora out"),
         ({"rslora": "yes"}, "rslora: 'yes' is not true or false"),
         ({"warmup_ratio": 1}, "warmup-ratio: 1 is not a share from 0 to below 1"),
         ({"schedule": "constant"}, "schedule: 'constant' is not one of linear, cosine"),
@@ -138,3 +148,10 @@ def test_a_file_that_holds_no_options(content: str | None, line: str, tmp_path: 
     with pytest.raises(UserError, match=line) as error:
         read_config_file(path)
     assert str(error.value).isprintable()
+
+
+def test_rslora_is_a_scaling() -> None:
+    assert config(rslora=True) == config(scalings=["rslora"])
+    assert config(rslora=True).trial(8, 1e-3, 0).use_rslora
+    both = config(scalings="alpha/rank,rslora")
+    assert [one.trial(8, 1e-3, 0).use_rslora for one in both.each_scaling] == [False, True]

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.results import TestScores, choose_learning_rates, experiment, notes_on_training
+from rankwise.compare.results import choose, notes_on_training
+from rankwise.errors import RunError
 from rankwise.records import Evaluation, Trial, TrialResult
 
 CONFIG = ComparisonConfig(train="t.csv", ranks=(2, 4), learning_rates=(1e-4, 1e-3, 1e-2), seeds=2)
+TWO_SEEDS = "two seeds: where most of the chance is theirs, limits are right less often than they say"
 
 
 def results(losses: dict[tuple[int, float], list[float]]) -> dict[Trial, TrialResult]:
@@ -23,10 +24,10 @@ def results(losses: dict[tuple[int, float], list[float]]) -> dict[Trial, TrialRe
     return found
 
 
-def row(correct: np.ndarray) -> Any:
-    scores = TestScores(nll=np.full(correct.shape, 0.5), correct=correct)
-    costs = {"trainable_params": 1, "training_time_seconds": 1.0, "peak_memory_bytes": None}
-    return experiment(Trial(2, 2.0, False, 1e-3, 0), scores, None, **costs)
+def chosen(found: dict[Trial, TrialResult]) -> dict[int, float]:
+    choice = choose(CONFIG, found)
+    assert all([trial.seed for trial in trials] == [0, 1] for trials in choice.by_rank.values())
+    return {rank: trials[0].learning_rate for rank, trials in choice.by_rank.items()}
 
 
 def test_a_rate_is_chosen_over_all_seeds_and_never_one_that_diverged_on_one() -> None:
@@ -41,9 +42,10 @@ def test_a_rate_is_chosen_over_all_seeds_and_never_one_that_diverged_on_one() ->
             (4, 1e-2): [0.5, 0.5],
         }
     )
-    assert choose_learning_rates(found, CONFIG) == {2: 1e-3, 4: 1e-3}
-    assert notes_on_training(found, choose_learning_rates(found, CONFIG), CONFIG) == [
-        "1 of 12 trials diverged: r2-a2-lr0.01-s1"
+    assert chosen(found) == {2: 1e-3, 4: 1e-3}
+    assert notes_on_training(choose(CONFIG, found)) == [
+        "1 of 12 trials diverged: r2-a2-lr0.01-s1",
+        TWO_SEEDS,
     ]
 
 
@@ -53,9 +55,8 @@ def test_edges_of_the_grid_and_ranks_without_a_rate_are_told() -> None:
         {(2, rate): bad for rate in CONFIG.learning_rates}
         | {(4, 1e-4): [0.5, 0.5], (4, 1e-3): [0.4, 0.4], (4, 1e-2): [0.3, 0.3]}
     )
-    chosen = choose_learning_rates(found, CONFIG)
-    assert chosen == {4: 1e-2}
-    notes = notes_on_training(found, chosen, CONFIG)
+    assert chosen(found) == {4: 1e-2}
+    notes = notes_on_training(choose(CONFIG, found))
     assert "rank 2: at every learning rate a seed diverged; add lower --learning-rates" in notes
     assert any(note.startswith("rank 4: the best learning rate, 0.01, is the highest") for note in notes)
 
@@ -65,7 +66,7 @@ def test_a_dropped_trial_is_never_chosen_however_low_its_last_loss_was() -> None
     for seed in CONFIG.seed_numbers:
         trial = CONFIG.trial(2, 1e-3, seed)
         found[trial] = TrialResult(trial, "dropped", (0.7,), (Evaluation(1, 0.1, 0.5),))
-    assert choose_learning_rates(found, CONFIG) == {2: 1e-4, 4: 1e-4}
+    assert chosen(found) == {2: 1e-4, 4: 1e-4}
 
 
 def test_the_edge_is_that_of_the_rates_that_were_tried_for_this_rank() -> None:
@@ -74,18 +75,29 @@ def test_the_edge_is_that_of_the_rates_that_were_tried_for_this_rank() -> None:
         {(2, 1e-4): [0.6, 0.6], (2, 1e-3): [0.5, 0.5], (2, 1e-2): [0.3, 0.3], (2, 1e-1): [0.4, 0.4]}
         | {(4, 1e-4): [0.6, 0.6], (4, 1e-3): [0.5, 0.5], (4, 1e-2): [0.3, 0.3]}
     )
-    notes = notes_on_training(found, choose_learning_rates(found, CONFIG), CONFIG)
-    assert notes == ["rank 4: the best learning rate, 0.01, is the highest that was tried; one beyond it may be better"]
+    notes = notes_on_training(choose(CONFIG, found))
+    assert notes == [
+        "rank 4: the best learning rate, 0.01, is the highest that was tried; one beyond it may be better",
+        TWO_SEEDS,
+    ]
 
 
-def test_limits_of_an_accuracy_stay_within_0_and_1() -> None:
-    correct = np.ones((2, 10), dtype=bool)
-    correct[0, 0] = False
-    found = row(correct)
-    assert found.accuracy == pytest.approx(0.95)
-    assert 0 <= found.accuracy_low < 0.95 < found.accuracy_high == 1
+def test_without_any_rate_there_is_nothing_to_choose() -> None:
+    found = results({(rank, rate): [math.nan, 0.5] for rank in CONFIG.ranks for rate in CONFIG.learning_rates})
+    with pytest.raises(RunError, match="add lower --learning-rates"):
+        choose(CONFIG, found)
 
 
-def test_an_accuracy_without_a_single_error_has_no_interval() -> None:
-    found = row(np.ones((3, 60), dtype=bool))
-    assert (found.accuracy, found.accuracy_low, found.accuracy_high) == (1.0, None, None)
+def test_another_scaling_is_another_choice() -> None:
+    found = results({(rank, rate): [0.5, 0.5] for rank in CONFIG.ranks for rate in CONFIG.learning_rates})
+    stabilised = replace(CONFIG, scalings=("rslora",))
+    for seed in CONFIG.seed_numbers:
+        for rank in CONFIG.ranks:
+            for rate, loss in ((1e-4, 0.1), (1e-3, 0.2), (1e-2, 0.3)):
+                trial = stabilised.trial(rank, rate, seed)
+                found[trial] = TrialResult(trial, "trained", (0.7,), (Evaluation(1, loss + 0.01 * seed, 0.5),))
+    assert chosen(found) == {2: 1e-4, 4: 1e-4}
+    choice = choose(stabilised, found)
+    assert all(trial.use_rslora for trial in choice.trials)
+    assert choice.best(4) == stabilised.trial(4, 1e-4, 0)
+    assert choice.best(None).seed == 0

@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from rankwise.records import Baseline, RankComparison, RankExperiment
+from rankwise.records import Baseline, RankComparison, RankExperiment, Recommendation
 from rankwise.report.tables import comparison_notes, comparison_table
 
 WIDTHS = [60, 100, 200]
@@ -27,9 +27,15 @@ def experiment(rank: int, accuracy: float) -> RankExperiment:
         accuracy_low=accuracy - 0.0123,
         accuracy_high=min(1.0, accuracy + 0.0123),
         nll=1.2 - accuracy,
+        macro_f1=accuracy,
+        mcc=2 * accuracy - 1,
         training_time_seconds=966.7,
         peak_memory_bytes=22_552_772_608,
         seeds=5,
+        verdict="sufficient",
+        difference=-0.0012,
+        difference_low=-0.0034,
+        difference_high=0.0056,
     )
 
 
@@ -39,6 +45,25 @@ COMPARISON = RankComparison(
     task="docmatch",
     experiments=(experiment(4, 0.7564), experiment(16, 0.8421), experiment(256, 0.9999)),
     baseline=Baseline(accuracy=0.7123, nll=0.58),
+    recommendation=Recommendation(
+        status="resolved",
+        rank=4,
+        alpha=8.0,
+        use_rslora=False,
+        learning_rate=3e-4,
+        target_modules="all-linear",
+        margin=0.01,
+        keep=0.95,
+        metric="nll",
+        reason="r=4 loses at most 0.0034 nats to r=256, 95 % sure; no smaller rank was tried",
+        needed=None,
+        guards=(),
+        doubling=None,
+        growing=False,
+        holds_for="200 steps of 8 of the 2,000 training examples",
+        unknown=("ranks below 4",),
+    ),
+    alternatives=(),
     wall_seconds=99.0,
     adapter=Path("runs/docmatch/adapter"),
     notes=("3 examples were cut to 256 tokens, the longest that this model takes, and lost their ends", "another"),
@@ -78,14 +103,19 @@ def test_every_rank_has_a_row_and_its_accuracy(width: int) -> None:
 
 def test_a_wide_row_holds_the_whole_record() -> None:
     baseline, _, middle, _ = rows(rendered(comparison_table(COMPARISON)))
-    assert " ".join(middle) == "16 32 0.0003 9,175,810 84.2 % (83.0–85.4) 0.358 16 min 07 s 22.6 GB"
-    assert " ".join(baseline) == "0 – – – 71.2 % 0.580 – –"
+    assert (
+        " ".join(middle)
+        == "16 32 0.0003 9,175,810 84.2 % (83.0–85.4) 0.358 sufficient −0.0012 (−0.0034 to +0.0056) 16 min 07 s 22.6 GB"
+    )
+    assert " ".join(baseline) == "0 – – – 71.2 % 0.580 – – – –"
 
 
-def test_a_narrow_row_leaves_out_learning_rate_and_nll_alone() -> None:
-    baseline, _, middle, _ = rows(rendered(comparison_table(COMPARISON), width=60))
-    assert " ".join(middle) == "16 32 9,175,810 84.2 % 16 min 07 s 22.6 GB"
-    assert " ".join(baseline) == "0 – – 71.2 % – –"
+def test_a_narrower_row_leaves_out_what_the_answer_says_too() -> None:
+    baseline, _, middle, _ = rows(rendered(comparison_table(COMPARISON), width=80))
+    assert " ".join(middle) == "16 32 9,175,810 84.2 % (83.0–85.4) sufficient 16 min 07 s 22.6 GB"
+    assert " ".join(baseline) == "0 – – 71.2 % – – –"
+    _, _, narrow, _ = rows(rendered(comparison_table(COMPARISON), width=60))
+    assert " ".join(narrow[:3]) == "16 84.2 %"
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -294,7 +294,7 @@ def test_scores_are_those_of_each_example_by_itself(setup: Setup) -> None:
     with attached(setup.base, trials, setup.targets) as pack:
         for index, one in enumerate(pack.trials):
             pack.load(index, trained[one].state)
-        nll, correct = score(pack, split, pad_token_id=0)
+        nll, predicted = score(pack, split, pad_token_id=0)
         for row in range(0, len(split), 5):
             tokens = torch.from_numpy(split.input_ids[row].astype(np.int64)).repeat(2, 1)
             with torch.no_grad():
@@ -302,7 +302,7 @@ def test_scores_are_those_of_each_example_by_itself(setup: Setup) -> None:
             label = torch.tensor([int(split.labels[row])] * 2)
             expected = functional.cross_entropy(logits, label, reduction="none")
             assert nll[:, row] == pytest.approx(expected.numpy(), rel=1e-4)
-            assert correct[:, row].tolist() == (logits.argmax(-1) == label).tolist()
+            assert predicted[:, row].tolist() == logits.argmax(-1).tolist()
 
 
 def test_each_trial_is_clipped_by_its_own_norm(bert: Setup) -> None:

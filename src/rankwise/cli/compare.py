@@ -22,10 +22,13 @@ def compare(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show trials, time and memory from a few timed steps; start nothing.")
     ] = False,
+    require_resolved: Annotated[
+        bool, typer.Option("--require-resolved", help="Leave with exit code 3 where the answer is unresolved.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
     options: dict[str, Any],
 ) -> None:
-    """Compare LoRA ranks on a task: accuracy, training time and memory of each.
+    """Compare LoRA ranks on a task, and name the smallest that suffices: accuracy, training time and memory of each.
 
     rankwise compare --train train.csv --text sentence --label label --ranks 4,8,16,32
     """
@@ -45,4 +48,6 @@ def compare(
         show_plan(config, json=json)
     else:
         again = f"rankwise compare{'' if file is None else f' {file}'} …"
-        show_comparison(config, run=run, resume=resume, json=json, command=again)
+        comparison = show_comparison(config, run=run, resume=resume, json=json, command=again)
+        if require_resolved and comparison.recommendation.status == "unresolved":
+            raise typer.Exit(3)

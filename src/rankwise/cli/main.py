@@ -1,6 +1,7 @@
 """The command line: which commands there are, and how an error reaches the user.
 
-Exit codes: 0, 1 for a failed run, 2 for bad input, 130 for an interrupt. An error is one line on standard
+Exit codes: 0, 1 for a failed run, 2 for bad input, 3 for an answer that `--require-resolved` does not accept,
+130 for an interrupt. An error is one line on standard
 error.
 """
 

@@ -42,7 +42,11 @@ def _annotation(option: Field[Any]) -> Any:
     default = option.default
     if isinstance(default, bool):
         return Annotated[bool | None, typer.Option(help=option.metadata["help"], show_default=False)]
-    shown = ",".join(f"{item:g}" for item in default) if isinstance(default, tuple) else default
+    shown = (
+        ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
+        if isinstance(default, tuple)
+        else default
+    )
     help_text = option.metadata["help"] + ("" if shown is None else f" [{shown}]")
     return Annotated[str | None, typer.Option(help=help_text, show_default=False, metavar=_metavar(option))]
 

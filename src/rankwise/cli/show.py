@@ -12,12 +12,16 @@ from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
 from rankwise.errors import UserError
+from rankwise.records import RankComparison
 from rankwise.report.plan import plan_table
+from rankwise.report.recommendation import recommendation_table
 from rankwise.report.tables import comparison_notes, comparison_table
 
 
-def show_comparison(config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool, command: str) -> None:
-    """Run or resume a comparison and print its table, or its JSON document."""
+def show_comparison(
+    config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool, command: str
+) -> RankComparison:
+    """Run or resume a comparison and print its table and the answer, or its JSON document."""
     if resume and run is None:
         raise UserError("--resume goes on with a run: say which with --run")
     run = run or new_run()
@@ -30,13 +34,15 @@ def show_comparison(config: ComparisonConfig, *, run: Path | None, resume: bool,
         raise
     if json:
         _print_json(comparison.to_dict())
-        return
+        return comparison
     console = Console()
     console.print(comparison_table(comparison))
     console.print(comparison_notes(comparison))
+    console.print(recommendation_table(comparison.recommendation))
     console.print(
         f"run      {comparison.run}", f"adapter  {comparison.adapter}", sep="\n", markup=False, soft_wrap=True
     )
+    return comparison
 
 
 def show_plan(config: ComparisonConfig, *, json: bool) -> None:

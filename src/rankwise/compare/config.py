@@ -10,15 +10,16 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from rankwise.errors import UserError
-from rankwise.records import Trial
+from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
 
 AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
+Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 T = TypeVar("T")
 
 
@@ -59,6 +60,13 @@ def _share(value: object) -> float:
     number = float(_number(value, float, 0, "a share from 0 to below 1"))
     if number >= 1:
         raise UserError(f"{value!r} is not a share from 0 to below 1")
+    return number
+
+
+def _inner_share(value: object) -> float:
+    number = _share(value)
+    if number == 0:
+        raise UserError(f"{value!r} is not a share between 0 and 1")
     return number
 
 
@@ -159,7 +167,12 @@ class ComparisonConfig:
     max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
     ranks: tuple[int, ...] = _option((4, 8, 16, 32), _ranks, "Ranks to compare.")
     alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
-    rslora: bool = _option(False, _flag, "Scale by alpha/sqrt(rank) instead of alpha/rank.")
+    rslora: bool = _option(False, _flag, "Short for --scalings rslora.")
+    scalings: tuple[Scaling, ...] = _option(
+        ("alpha/rank",),
+        _distinct(_one_of("alpha/rank", "rslora"), "scaling"),
+        "`alpha/rank`, `rslora` (alpha/sqrt(rank)), or both: the first answers, the other tells whether it agrees.",
+    )
     target_modules: str | tuple[str, ...] = _option(
         "all-linear", _targets, "Modules to adapt: `all-linear`, names, or a regular expression."
     )
@@ -174,6 +187,13 @@ class ComparisonConfig:
     warmup_ratio: float = _option(0.1, _share, "Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine"] = _option(
         "linear", _one_of("linear", "cosine"), "How the learning rate then falls to 0: `linear` or `cosine`."
+    )
+    metric: Metric = _option("nll", _one_of("nll", "accuracy"), "What decides: `nll`, per-example loss, or `accuracy`.")
+    keep: float = _option(
+        0.95, _inner_share, "A rank suffices when it keeps this share of the largest rank's gain over rank 0."
+    )
+    margin: float | None = _option(
+        None, _positive, "Or when it loses less than this: nats, or a share of 1 with --metric accuracy."
     )
     max_grad_norm: float = _option(1.0, _positive, "Norm that each trial's gradient is clipped to.")
     evaluations: int = _option(4, whole_number(1), "How often validation is scored.")
@@ -195,6 +215,11 @@ class ComparisonConfig:
                 object.__setattr__(self, option.name, option.metadata["parse"](value))
             except UserError as error:
                 raise UserError(f"{option.name.replace('_', '-')}: {error}") from None
+        if self.rslora:
+            if self.scalings not in (("alpha/rank",), ("rslora",)):
+                raise UserError("rslora and scalings are both given: leave rslora out")
+            object.__setattr__(self, "scalings", ("rslora",))
+            object.__setattr__(self, "rslora", False)
         if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
             raise UserError("task docmatch brings its own data: leave out train, validation and test")
         if self.task == "classification" and self.train is None:
@@ -216,7 +241,13 @@ class ComparisonConfig:
 
     def trial(self, rank: int, learning_rate: float, seed: int) -> Trial:
         alpha = {"rank": float(rank), "2rank": 2.0 * rank}.get(str(self.alpha))
-        return Trial(rank, float(self.alpha) if alpha is None else alpha, self.rslora, learning_rate, seed)
+        rslora = self.scalings[0] == "rslora"
+        return Trial(rank, float(self.alpha) if alpha is None else alpha, rslora, learning_rate, seed)
+
+    @property
+    def each_scaling(self) -> tuple[ComparisonConfig, ...]:
+        """This comparison under each of its scalings alone."""
+        return tuple(replace(self, scalings=(scaling,)) for scaling in self.scalings)
 
     @property
     def seed_numbers(self) -> range:

@@ -3,9 +3,10 @@
 comparison.json     the resolved configuration, the model's revision, the data's fingerprints
 journal.jsonl       what happened, in order
 checkpoints/        the pack in progress, and trials that stand at a rung
-trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet (example_id, nll, correct)
+trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet (example_id, nll, correct, predicted)
 baseline/           rank 0: scores.parquet
-adapter/            the best trial's adapter
+adapter/            the adapter of the recommended rank's best trial
+recommendation.json the answer and what it stands on
 experiments.json    what `--json` prints
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,9 +31,9 @@ from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
 
-_MAY_GROW = ("ranks", "learning_rates", "seeds", "max_test_examples")
-# Which data they are is told by the fingerprints; the last two change no number.
-_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size")
+_MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
+# Which data they are is told by the fingerprints; the next two change no number, the last three only the answer.
+_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size", "metric", "keep", "margin")
 
 
 class RunDirectory:
@@ -147,10 +148,12 @@ class RunDirectory:
             tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
         )
 
-    def write_scores(self, directory: Path, example_ids: np.ndarray, nll: np.ndarray, correct: np.ndarray) -> None:
+    def write_scores(self, directory: Path, test: Split, nll: np.ndarray, predicted: np.ndarray) -> None:
         """Per-example test scores of a trial, or of rank 0."""
         directory.mkdir(parents=True, exist_ok=True)
-        scores = pd.DataFrame({"example_id": example_ids, "nll": nll, "correct": correct})
+        scores = pd.DataFrame(
+            {"example_id": test.example_ids, "nll": nll, "correct": predicted == test.labels, "predicted": predicted}
+        )
         write_file(directory / "scores.parquet", scores.to_parquet)
 
     def read_scores(self, directory: Path) -> pd.DataFrame:
@@ -166,7 +169,7 @@ class RunDirectory:
         write_directory(self.adapter, lambda beside: shutil.copytree(source, beside, dirs_exist_ok=True))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: object) -> None:
     write_file(path, lambda beside: beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 

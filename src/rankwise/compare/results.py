@@ -1,4 +1,4 @@
-"""From trained trials and their test scores to the rows of a comparison. Pure."""
+"""From trained trials to each rank's learning rate: what validation says, before the test split is touched. Pure."""
 
 from __future__ import annotations
 
@@ -6,91 +6,81 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
-
 from rankwise.compare.config import ComparisonConfig
-from rankwise.decide.interval import crossed_interval
-from rankwise.records import Interval, RankExperiment, Trial, TrialResult
+from rankwise.errors import RunError
+from rankwise.records import Trial, TrialResult
 
 
 @dataclass(frozen=True)
-class TestScores:
-    """Per-example scores of one rank's chosen trials, (seeds, examples) each."""
+class Choice:
+    """Each rank's trials at its best learning rate, one a seed, under one scaling; `config` has that one alone."""
 
-    __test__ = False  # not a test class, whatever pytest thinks of the name
+    config: ComparisonConfig
+    results: Mapping[Trial, TrialResult]
+    by_rank: Mapping[int, tuple[Trial, ...]]
 
-    nll: np.ndarray
-    correct: np.ndarray
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for trials in self.by_rank.values() for trial in trials]
+
+    def trained(self, rank: int) -> list[TrialResult]:
+        return [self.results[trial] for trial in self.by_rank[rank]]
+
+    def best(self, rank: int | None) -> Trial:
+        """The trial with the lowest validation loss, of this rank or of all."""
+        return min(
+            self.trials if rank is None else self.by_rank[rank], key=lambda trial: self.results[trial].validation_nll
+        )
 
 
-def choose_learning_rates(results: Mapping[Trial, TrialResult], config: ComparisonConfig) -> dict[int, float]:
-    """Each rank's learning rate with the lowest validation loss over all seeds; no entry where all diverged."""
+def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult]) -> Choice:
+    """Each rank's learning rate with the lowest validation loss over all seeds; no entry where all diverged.
+
+    `config` has one scaling; results under another are left out. Raises `RunError` where no rank has a rate.
+    """
+    rslora = config.scalings[0] == "rslora"
+    mine = {trial: result for trial, result in results.items() if trial.use_rslora == rslora}
     chosen = {}
     for rank in config.ranks:
         losses = {
-            rate: fmean(results[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers)
-            for rate in _tried(results, rank)
+            rate: fmean(mine[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers)
+            for rate in _tried(mine, rank)
         }
         best = min(losses, key=lambda rate: losses[rate])
-        if np.isfinite(losses[best]):
-            chosen[rank] = best
-    return chosen
+        if losses[best] < float("inf"):
+            chosen[rank] = tuple(config.trial(rank, best, seed) for seed in config.seed_numbers)
+    if not chosen:
+        raise RunError(
+            "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
+        )
+    return Choice(config, mine, chosen)
 
 
-def experiment(
-    trial: Trial,
-    scores: TestScores,
-    groups: np.ndarray | None,
-    *,
-    trainable_params: int,
-    training_time_seconds: float,
-    peak_memory_bytes: int | None,
-) -> RankExperiment:
-    """One rank's row, from any of its chosen trials and the scores of all of them."""
-    accuracy = crossed_interval(scores.correct.astype(np.float64), groups=groups)
-    if accuracy.low == accuracy.high:
-        # Every example right (or wrong) at every seed does not tell how another sample would vary.
-        accuracy = Interval(accuracy.mean, None, None)
-    return RankExperiment(
-        rank=trial.rank,
-        alpha=trial.alpha,
-        use_rslora=trial.use_rslora,
-        learning_rate=trial.learning_rate,
-        trainable_params=trainable_params,
-        accuracy=accuracy.mean,
-        accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
-        accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
-        nll=float(scores.nll.mean(dtype=np.float64)),
-        training_time_seconds=training_time_seconds,
-        peak_memory_bytes=peak_memory_bytes,
-        seeds=len(scores.nll),
-    )
-
-
-def notes_on_training(
-    results: Mapping[Trial, TrialResult], chosen: Mapping[int, float], config: ComparisonConfig
-) -> list[str]:
+def notes_on_training(choice: Choice) -> list[str]:
     """What a reader must know of the learning rates before believing a row."""
+    config, results = choice.config, choice.results
     notes = []
     diverged = [trial.id for trial, result in results.items() if result.status == "diverged"]
     if diverged:
         notes.append(f"{len(diverged)} of {len(results)} trials diverged: {', '.join(diverged)}")
-    without = [rank for rank in config.ranks if rank not in chosen]
+    without = [rank for rank in config.ranks if rank not in choice.by_rank]
     if without:
         notes.append(f"rank {_listed(without)}: at every learning rate a seed diverged; add lower --learning-rates")
     if len(config.learning_rates) == 1:
         notes.append("one learning rate was tried: it may be fairer to some ranks than to others")
     else:
-        notes += _notes_on_edges(results, chosen)
+        notes += _notes_on_edges(choice)
     if config.seeds == 1:
-        notes.append("one seed says nothing about how much another would differ: no intervals")
+        notes.append("one seed says nothing about how much another would differ: no intervals, no verdicts")
+    if config.seeds == 2:
+        notes.append("two seeds: where most of the chance is theirs, limits are right less often than they say")
     return notes
 
 
-def _notes_on_edges(results: Mapping[Trial, TrialResult], chosen: Mapping[int, float]) -> Iterator[str]:
+def _notes_on_edges(choice: Choice) -> Iterator[str]:
     edges: dict[tuple[float, str], list[int]] = {}
-    for rank, rate in chosen.items():
-        rates = _tried(results, rank)
+    for rank, trials in choice.by_rank.items():
+        rate, rates = trials[0].learning_rate, _tried(choice.results, rank)
         for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
             if rate == edge:
                 edges.setdefault((edge, direction), []).append(rank)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,21 +18,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory, write_json
 from rankwise.compare.journal import Journal
-from rankwise.compare.plan import divide, plan_packs
+from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
-from rankwise.compare.results import TestScores, choose_learning_rates, experiment, notes_on_training
+from rankwise.compare.results import Choice, choose
 from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
+from rankwise.compare.scoring import read_scores, score_baseline, score_trials
 from rankwise.compare.training import Planned, pack_size, train
 from rankwise.errors import RunError, UserError
-from rankwise.lora.attach import attached
-from rankwise.lora.peft_io import read_adapter
-from rankwise.records import Baseline, ComparisonPlan, RankComparison, Trial
-from rankwise.train.baseline import fit_baseline
+from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
 from rankwise.train.cost import StepCost, measure_costs
-from rankwise.train.loop import StepReport, score
+from rankwise.train.loop import StepReport
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,9 @@ class Stage:
 
 
 Observer = Callable[[Stage | Planned | StepReport], None]
+
+
+_GROWN = ("ranks", "learning_rates", "seeds", "examples")  # with more of any of these, a decision is another look
 
 
 def _ignore(event: object) -> None:
@@ -70,46 +72,101 @@ def run_rank_comparison(
 
 
 def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> RankComparison:
-    config = prepared.config
-    costs = _costs(prepared, journal, observe)
-    baseline = _baseline(prepared, directory, journal, observe)
-    results = train(prepared, directory, journal, costs, observe)
-    chosen = choose_learning_rates(results, config)
-    if not chosen:
-        raise RunError(
-            "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
-        )
-    chosen_trials = [config.trial(rank, rate, seed) for rank, rate in chosen.items() for seed in config.seed_numbers]
-    _score(prepared, directory, journal, chosen_trials, observe)
-    best = min(chosen_trials, key=lambda trial: results[trial].validation_nll)
-    directory.publish_adapter(best)
+    def tell(text: str) -> None:
+        observe(Stage(text))
 
-    experiments = []
-    for rank, rate in chosen.items():
-        trials = [config.trial(rank, rate, seed) for seed in config.seed_numbers]
-        scores = [directory.read_scores(directory.trial(trial)) for trial in trials]
-        experiments.append(
-            experiment(
-                trials[0],
-                TestScores(*(np.stack([one[column].to_numpy() for one in scores]) for column in ("nll", "correct"))),
-                prepared.task.test.groups,
-                trainable_params=prepared.params(rank).total,
-                training_time_seconds=costs[rank].seconds * prepared.settings.steps,
-                peak_memory_bytes=costs[rank].peak_bytes,
-            )
-        )
+    costs = _costs(prepared, journal, observe)
+    baseline = score_baseline(prepared, directory, journal, tell)
+    results = train(prepared, directory, journal, costs, observe)
+    choices = [choose(one, results) for one in prepared.config.each_scaling]
+    score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
+
+    answers = []
+    for choice in choices:
+        scores = {rank: read_scores(directory, trials) for rank, trials in choice.by_rank.items()}
+        answers.append(answer(choice, scores, baseline, _test_data(prepared), _taken(prepared, costs), _held(prepared)))
+    first, *others = answers
+    _publish(prepared, directory, journal, choices[0], first.recommendation)
     comparison = RankComparison(
         run=directory.path,
-        model=config.model,
+        model=prepared.config.model,
         task=prepared.task.name,
-        experiments=tuple(experiments),
-        baseline=baseline,
+        experiments=tuple(row for one in answers for row in one.experiments),
+        baseline=Baseline(
+            accuracy=float((baseline.predicted == prepared.task.test.labels).mean()),
+            nll=float(baseline.nll.mean(dtype=np.float64)),
+        ),
+        recommendation=first.recommendation,
+        alternatives=tuple(other.recommendation for other in others),
         wall_seconds=sum(event.get("seconds", 0.0) for event in journal.events),
         adapter=directory.adapter,
-        notes=(*prepared.notes, *notes_on_training(results, chosen, config)),
+        notes=(
+            *prepared.notes,
+            *first.notes,
+            *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
+            *_notes_on_looks(journal),
+        ),
     )
-    write_json(directory.path / "experiments.json", comparison.to_dict())
+    document = comparison.to_dict()
+    write_json(directory.path / "recommendation.json", document["recommendation"])
+    write_json(directory.path / "experiments.json", document)
     return comparison
+
+
+def _test_data(prepared: Prepared) -> TestData:
+    return TestData(prepared.task.test.labels, len(prepared.task.labels), prepared.task.test.groups)
+
+
+def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:
+    return {
+        rank: Taken(prepared.params(rank).total, cost.seconds * prepared.settings.steps, cost.peak_bytes)
+        for rank, cost in costs.items()
+    }
+
+
+def _held(prepared: Prepared) -> str:
+    """What was trained, which is what the answer holds for."""
+    config = prepared.config
+    batch = config.batch_size * config.gradient_accumulation
+    return f"{prepared.settings.steps:,} steps of {batch} of the {len(prepared.task.train):,} training examples"
+
+
+def _publish(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, choice: Choice, recommendation: Recommendation
+) -> None:
+    """Journal the decision and copy the best adapter of the recommended rank, or of all where there is none."""
+    looked_at = {
+        "ranks": list(choice.by_rank),
+        "learning_rates": list(prepared.config.learning_rates),
+        "seeds": prepared.config.seeds,
+        "examples": len(prepared.task.test),
+        "status": recommendation.status,
+        "rank": recommendation.rank,
+    }
+    decided = journal.of("decided")
+    if not decided or decided[-1] != {"event": "decided", **looked_at}:
+        journal.append("decided", **looked_at)
+    directory.publish_adapter(choice.best(recommendation.rank))
+
+
+def _compared(choice: Choice, other: Answer, first: Answer) -> list[str]:
+    """What a further scaling says, its own notes and whether the conclusion flips."""
+    scaling = choice.config.scalings[0]
+    mine, its = first.recommendation, other.recommendation
+    same = (its.status, its.rank) == (mine.status, mine.rank)
+    rank = "no rank" if its.rank is None else f"r={its.rank}"
+    conclusion = f"{scaling}: the conclusion {'is the same' if same else 'flips'}: {its.status}, {rank}; {its.reason}"
+    return [conclusion, *(f"{scaling}: {note}" for note in other.notes if note not in first.notes)]
+
+
+def _notes_on_looks(journal: Journal) -> list[str]:
+    looks = {str([event[name] for name in _GROWN]) for event in journal.of("decided")}
+    if len(looks) == 1:
+        return []
+    return [
+        f"the comparison has grown and was decided {len(looks)} times: each look errs in up to 5 % of cases, "
+        "so together they err more often"
+    ]
 
 
 @contextmanager
@@ -154,7 +211,9 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
     peak = prepared.base.bytes + max(
         sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs
     )
-    a_step = config.seeds * sum(cost.seconds for cost in costs.values())  # of every rank and seed
+    a_step = (
+        len(config.scalings) * config.seeds * sum(cost.seconds for cost in costs.values())
+    )  # of every curve and seed
     return ComparisonPlan(
         trials=len(leg.trials),
         packs=len(packs),
@@ -178,45 +237,6 @@ def _costs(prepared: Prepared, journal: Journal, observe: Observer) -> dict[int,
     measured = measure_costs(*prepared.cost_arguments)
     journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
     return {cost.rank: cost for cost in measured}
-
-
-def _baseline(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> Baseline:
-    test = prepared.task.test
-    for event in journal.of("baseline"):
-        if event["examples"] == len(test):
-            return Baseline(accuracy=event["accuracy"], nll=event["nll"])
-    observe(Stage("rank 0: fitting a head on the frozen base"))
-    started = time.monotonic()
-    scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
-    directory.write_scores(directory.baseline, test.example_ids, scores.nll, scores.correct)
-    baseline = Baseline(float(scores.correct.mean()), float(scores.nll.mean(dtype=np.float64)))
-    journal.append("baseline", **asdict(baseline), examples=len(test), seconds=time.monotonic() - started)
-    return baseline
-
-
-def _score(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, trials: Sequence[Trial], observe: Observer
-) -> None:
-    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
-    test = prepared.task.test
-    scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
-    for members in divide(trials, prepared.most_trials):
-        missing = [trial for trial in members if trial.id not in scored]
-        if not missing:
-            continue
-        # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
-        observe(Stage(f"scoring seed {members[0].seed} on {len(test):,} test examples"))
-        started = time.monotonic()
-        with attached(prepared.base, members, prepared.targets) as pack:
-            for index, trial in enumerate(pack.trials):
-                adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
-                pack.load(index, adapter.state)
-            nll, correct = score(pack, test, prepared.task.pad_token_id)
-        for index, trial in enumerate(pack.trials):
-            if trial in missing:
-                directory.write_scores(directory.trial(trial), test.example_ids, nll[index], correct[index])
-        ids = [trial.id for trial in missing]
-        journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
 
 
 def new_run() -> Path:

@@ -58,9 +58,9 @@ def next_leg(
     None where the comparison has all its results. Trials are in the order of seeds, ranks and rates.
     """
     wanted: dict[Trial, tuple[int, int]] = {}
-    for rank in config.ranks:
-        rates = rank_rates(config, rungs, results, rank)
-        for trial in _trials(config, rank, rates.left):
+    for one, rank in _curves(config):
+        rates = rank_rates(one, rungs, results, rank)
+        for trial in _trials(one, rank, rates.left):
             if not _has_come_to(results, trial, rates.stop):
                 start = results[trial].evaluations[-1].step if trial in resumable else 0
                 wanted[trial] = start, rates.stop
@@ -68,18 +68,18 @@ def next_leg(
         return None
     first = min(start for start, _ in wanted.values())
     trials = [trial for trial, (start, _) in wanted.items() if start == first]
-    trials.sort(key=lambda trial: (trial.seed, trial.rank, trial.learning_rate))
+    trials.sort(key=lambda trial: (trial.seed, trial.rank, trial.use_rslora, trial.learning_rate))
     return Leg(tuple(trials), first, min(wanted[trial][1] for trial in trials))
 
 
 def running(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> set[Trial]:
     """The trials that are left and not at the end: their training states are needed."""
-    left = {rank: rank_rates(config, rungs, results, rank).left for rank in config.ranks}
-    return {
+    left = {
         trial
-        for trial, result in results.items()
-        if result.status == "dropped" and trial.learning_rate in left[trial.rank]
+        for one, rank in _curves(config)
+        for trial in _trials(one, rank, rank_rates(one, rungs, results, rank).left)
     }
+    return {trial for trial, result in results.items() if result.status == "dropped" and trial in left}
 
 
 def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> dict[Trial, TrialResult]:
@@ -89,9 +89,9 @@ def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) ->
     rates that only the smaller one tried are left out.
     """
     found = {}
-    for rank in config.ranks:
-        rates = rank_rates(config, rungs, results, rank)
-        for trial in _trials(config, rank, rates.tried):
+    for one, rank in _curves(config):
+        rates = rank_rates(one, rungs, results, rank)
+        for trial in _trials(one, rank, rates.tried):
             result = results[trial]
             out = result.status == "trained" and trial.learning_rate not in rates.left
             found[trial] = replace(result, status="dropped") if out else result
@@ -99,7 +99,10 @@ def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) ->
 
 
 def rank_rates(config: ComparisonConfig, rungs: Sequence[int], results: Results, rank: int) -> RankRates:
-    """Where a rank's learning rates stand. A single one was asked for, so it is neither extended nor compared."""
+    """Where a rank's learning rates stand, under the first scaling.
+
+    A single one was asked for, so it is neither extended nor compared.
+    """
     tried = config.learning_rates
     if len(tried) == 1:
         return RankRates(tried, tried, rungs[-1])
@@ -150,6 +153,11 @@ def most_rates(config: ComparisonConfig) -> int:
     """How many learning rates a rank may have tried in the end."""
     given = len(config.learning_rates)
     return given if given == 1 else given + MOST_ADDED
+
+
+def _curves(config: ComparisonConfig) -> Iterator[tuple[ComparisonConfig, int]]:
+    """Every scaling with every rank: each has learning rates of its own."""
+    return ((one, rank) for one in config.each_scaling for rank in config.ranks)
 
 
 def _trials(config: ComparisonConfig, rank: int, rates: Sequence[float]) -> Iterator[Trial]:

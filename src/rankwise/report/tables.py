@@ -16,7 +16,7 @@ from rich.text import Text
 from rankwise.records import Baseline, RankComparison, RankExperiment
 from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
 
-_WIDE = 90  # columns of a terminal that hold the whole table
+_WIDE = 90
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Column:
     of_rank: Callable[[RankExperiment], str]
     of_baseline: Callable[[Baseline], str] = lambda _: DASH
     justify: JustifyMethod = "right"
-    only_wide: bool = False
+    from_width: int = 0  # columns of a terminal below which it is left out
 
 
 def _accuracy(experiment: RankExperiment) -> str:
@@ -37,13 +37,23 @@ def _accuracy(experiment: RankExperiment) -> str:
     return f"{share_text(mean)} ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def _difference(experiment: RankExperiment) -> str:
+    """Positive is better; the limits are those of the verdict."""
+    mean, low, high = experiment.difference, experiment.difference_low, experiment.difference_high
+    if low is None or high is None or low == high:
+        return DASH
+    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "−")
+
+
 _COLUMNS = (
     _Column("rank", lambda e: str(e.rank), lambda _: "0"),
-    _Column("alpha", lambda e: f"{e.alpha:g}"),
-    _Column("learning\nrate", lambda e: f"{e.learning_rate:g}", only_wide=True),
-    _Column("trainable\nparams", lambda e: f"{e.trainable_params:,}"),
+    _Column("alpha", lambda e: f"{e.alpha:g}", from_width=76),
+    _Column("learning\nrate", lambda e: f"{e.learning_rate:g}", from_width=_WIDE),
+    _Column("trainable\nparams", lambda e: f"{e.trainable_params:,}", from_width=76),
     _Column("accuracy\n(95 % interval)", _accuracy, lambda base: share_text(base.accuracy), justify="left"),
-    _Column("NLL", lambda e: nll_text(e.nll), lambda base: nll_text(base.nll), only_wide=True),
+    _Column("NLL", lambda e: nll_text(e.nll), lambda base: nll_text(base.nll), from_width=_WIDE),
+    _Column("verdict", lambda e: e.verdict, justify="left"),
+    _Column("difference\nto the largest rank", _difference, justify="left", from_width=118),
     _Column("training\ntime", lambda e: seconds_text(e.training_time_seconds)),
     _Column("peak\nmemory", lambda e: bytes_text(e.peak_memory_bytes)),
 )
@@ -66,7 +76,7 @@ class _ComparisonTable:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        columns = [column for column in _COLUMNS if wide or not column.only_wide]
+        columns = [column for column in _COLUMNS if options.max_width >= column.from_width]
         for column in columns:
             table.add_column(column.header, justify=column.justify, overflow="fold")
         table.add_row(*(column.of_baseline(self.comparison.baseline) for column in columns))

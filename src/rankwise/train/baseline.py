@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
@@ -45,7 +45,7 @@ class BaselineScores:
     """Rank 0 on the test split."""
 
     nll: Float32[np.ndarray, " examples"]
-    correct: Bool[np.ndarray, " examples"]
+    predicted: Int[np.ndarray, " examples"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
     with torch.no_grad():
         logits = best(test)
         nll = functional.cross_entropy(logits, labels[2], reduction="none")
-    return BaselineScores(nll.numpy(), (logits.argmax(dim=-1) == labels[2]).numpy())
+    return BaselineScores(nll.numpy(), logits.argmax(dim=-1).int().numpy())
 
 
 class _Head(nn.Module):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -144,24 +144,24 @@ def train_step(
     return losses
 
 
-def example_nll(pack: Pack, batch: Batch) -> tuple[Float[Tensor, "trials batch"], Bool[Tensor, "trials batch"]]:
-    """Every trial's negative log-likelihood of each label, and whether its likeliest class is the label."""
+def example_nll(pack: Pack, batch: Batch) -> tuple[Float[Tensor, "trials batch"], Int[Tensor, "trials batch"]]:
+    """Every trial's negative log-likelihood of each label, and its likeliest class."""
     trials = len(pack.trials)
     logits = pack.base.model(**{name: tensor.repeat(trials, 1) for name, tensor in batch.inputs.items()}).logits
     labels = batch.labels.repeat(trials)
     nll = functional.cross_entropy(logits.float(), labels, reduction="none")
-    return nll.view(trials, -1), (logits.argmax(dim=-1) == labels).view(trials, -1)
+    return nll.view(trials, -1), logits.argmax(dim=-1).view(trials, -1)
 
 
 @torch.no_grad()
 def score(pack: Pack, split: Split, pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every trial's NLL (float32) and correctness (bool) on each example, both (trials, examples)."""
+    """Every trial's NLL (float32) and predicted class (int32) of each example, both (trials, examples)."""
     nll = np.empty((len(pack.trials), len(split)), dtype=np.float32)
-    correct = np.empty(nll.shape, dtype=bool)
+    predicted = np.empty(nll.shape, dtype=np.int32)
     for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // len(pack.trials)):
-        batch_nll, batch_correct = example_nll(pack, collate(split, rows, pad_token_id).to(pack.base.device))
-        nll[:, rows], correct[:, rows] = batch_nll.cpu().numpy(), batch_correct.cpu().numpy()
-    return nll, correct
+        batch_nll, batch_predicted = example_nll(pack, collate(split, rows, pad_token_id).to(pack.base.device))
+        nll[:, rows], predicted[:, rows] = batch_nll.cpu().numpy(), batch_predicted.cpu().numpy()
+    return nll, predicted
 
 
 @contextmanager
@@ -177,7 +177,8 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
 
 
 def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
-    nll, correct = score(pack, task.validation, task.pad_token_id)
+    nll, predicted = score(pack, task.validation, task.pad_token_id)
+    correct = predicted == task.validation.labels
     return tuple(
         Evaluation(step, float(trial_nll.mean(dtype=np.float64)), float(trial_correct.mean()))
         for trial_nll, trial_correct in zip(nll, correct, strict=True)

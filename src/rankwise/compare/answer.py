@@ -1,0 +1,220 @@
+"""From the chosen trials and their test scores to rows, verdicts and a recommendation. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.results import Choice, notes_on_training
+from rankwise.decide.guards import accuracy, macro_f1, matthews, pseudo_values
+from rankwise.decide.interval import crossed_interval
+from rankwise.decide.reason import reason
+from rankwise.decide.verdict import CONFIDENCE, Decision, Margin, RankVerdict, decide
+from rankwise.errors import RunError
+from rankwise.records import Doubling, Guard, Interval, RankExperiment, Recommendation, Trial
+
+_GUARDS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": matthews}
+
+
+@dataclass(frozen=True)
+class TestScores:
+    """Test scores of one rank's chosen trials, (seeds, examples) each; of rank 0, (1, examples)."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of the name
+
+    nll: np.ndarray
+    predicted: np.ndarray
+
+
+@dataclass(frozen=True)
+class TestData:
+    """What the test split knows of its examples: labels, and clusters where there are any."""
+
+    __test__ = False
+
+    labels: np.ndarray
+    classes: int
+    groups: np.ndarray | None
+
+    def values(self, metric: str, predicted: np.ndarray) -> np.ndarray:
+        """Each example's part in a metric of the predictions; a seed's mean is its metric."""
+        return pseudo_values(_GUARDS[metric], predicted, self.labels, self.classes)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What training one rank alone takes."""
+
+    trainable_params: int
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A comparison under one scaling."""
+
+    experiments: tuple[RankExperiment, ...]
+    recommendation: Recommendation
+    notes: tuple[str, ...]
+
+
+def answer(
+    choice: Choice,
+    scores: Mapping[int, TestScores],
+    baseline: TestScores,
+    data: TestData,
+    taken: Mapping[int, Taken],
+    holds_for: str,
+) -> Answer:
+    """Decide on the scores of the chosen trials. `holds_for` says in words what was trained.
+
+    A rank with a test loss that is not finite has a row and no verdict. Raises `RunError` where no rank is left.
+    """
+    finite = {rank: of for rank, of in scores.items() if np.isfinite(of.nll).all()}
+    notes = notes_on_training(choice)
+    if without := ", ".join(str(rank) for rank in scores if rank not in finite):
+        notes.append(f"rank {without}: a test loss is not finite, so it takes no part in the decision")
+    if not finite or not np.isfinite(baseline.nll).all():
+        raise RunError("test losses are not finite at any rank, or at rank 0: start again with --dtype float32")
+    decision = _judge(choice, finite, baseline, data)
+    verdicts = {verdict.rank: verdict for verdict in decision.verdicts}
+    rows = [_row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank)) for rank, of in scores.items()]
+    recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for)
+    return Answer(tuple(rows), recommendation, tuple(notes))
+
+
+def _row(trial: Trial, scores: TestScores, data: TestData, taken: Taken, verdict: RankVerdict | None) -> RankExperiment:
+    """One rank's row, from any of its chosen trials and the scores of all of them."""
+    accuracy = crossed_interval(data.values("accuracy", scores.predicted), groups=data.groups)
+    if accuracy.low == accuracy.high:
+        # Every example right (or wrong) at every seed does not tell how another sample would vary.
+        accuracy = Interval(accuracy.mean, None, None)
+    difference = Interval(float("nan"), None, None) if verdict is None else verdict.difference
+    return RankExperiment(
+        rank=trial.rank,
+        alpha=trial.alpha,
+        use_rslora=trial.use_rslora,
+        learning_rate=trial.learning_rate,
+        trainable_params=taken.trainable_params,
+        accuracy=accuracy.mean,
+        accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
+        accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
+        nll=float(scores.nll.mean(dtype=np.float64)),
+        macro_f1=float(data.values("macro_f1", scores.predicted).mean()),
+        mcc=float(data.values("mcc", scores.predicted).mean()),
+        training_time_seconds=taken.seconds,
+        peak_memory_bytes=taken.peak_bytes,
+        seeds=len(scores.nll),
+        verdict="unresolved" if verdict is None else verdict.verdict,
+        difference=difference.mean,
+        difference_low=difference.low,
+        difference_high=difference.high,
+    )
+
+
+def _judge(choice: Choice, scores: Mapping[int, TestScores], baseline: TestScores, data: TestData) -> Decision:
+    of_nll = choice.config.metric == "nll"
+
+    def losses(of: TestScores) -> np.ndarray:
+        return of.nll if of_nll else (of.predicted != data.labels).astype(np.float64)
+
+    curves = [
+        [[one.nll if of_nll else 1 - one.accuracy for one in result.evaluations] for result in choice.trained(rank)]
+        for rank in scores
+    ]
+    return decide(
+        np.stack([losses(of) for of in scores.values()]),
+        losses(baseline)[0],
+        ranks=list(scores),
+        margin=Margin(choice.config.keep, choice.config.margin),
+        groups=data.groups,
+        validation=np.array(curves),
+    )
+
+
+def _recommend(
+    config: ComparisonConfig,
+    decision: Decision,
+    experiments: Sequence[RankExperiment],
+    scores: Mapping[int, TestScores],
+    baseline: TestScores,
+    data: TestData,
+    holds_for: str,
+) -> Recommendation:
+    """The decision with all that the next training needs, what else was measured, and what is not known."""
+    of_rank = {experiment.rank: experiment for experiment in experiments}
+    chosen = of_rank.get(decision.rank or 0)
+    guards: tuple[Guard, ...] = ()
+    why = reason(decision, config.metric)
+    if chosen is not None:
+        guards = _guards(config, decision, chosen.rank, scores, baseline, data)
+        why = "; ".join([why, *(_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse)])
+    smallest = min(of_rank)
+    unknown = ["other tasks, data and base models", "longer training", "what is forgotten of other tasks: not measured"]
+    if decision.rank == smallest:
+        unknown.insert(0, f"ranks below {smallest}")
+    return Recommendation(
+        status=decision.status,
+        rank=decision.rank,
+        alpha=None if chosen is None else chosen.alpha,
+        use_rslora=None if chosen is None else chosen.use_rslora,
+        learning_rate=None if chosen is None else chosen.learning_rate,
+        target_modules=config.target_modules,
+        margin=decision.margin,
+        keep=decision.keep,
+        metric=config.metric,
+        reason=why,
+        needed=decision.needed,
+        guards=guards,
+        doubling=None if chosen is None else _doubling(chosen, of_rank.get(2 * chosen.rank)),
+        growing=decision.growing,
+        holds_for=holds_for,
+        unknown=tuple(unknown),
+    )
+
+
+def _guards(
+    config: ComparisonConfig,
+    decision: Decision,
+    rank: int,
+    scores: Mapping[int, TestScores],
+    baseline: TestScores,
+    data: TestData,
+) -> tuple[Guard, ...]:
+    """The metrics that did not decide, at a rank against the largest."""
+
+    def values(metric: str, of: TestScores) -> np.ndarray:
+        return -of.nll if metric == "nll" else data.values(metric, of.predicted)
+
+    guards = []
+    for metric in ("nll", *_GUARDS):
+        if metric == config.metric:
+            continue
+        mine, reference = values(metric, scores[rank]), values(metric, scores[decision.verdicts[-1].rank])
+        difference = crossed_interval(mine - reference, groups=data.groups, confidence=2 * CONFIDENCE - 1)
+        gain = float(reference.mean() - values(metric, baseline).mean())
+        allowed = (1 - (decision.keep or config.keep)) * max(gain, 0.0)
+        guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=difference.mean < -allowed))
+    return tuple(guards)
+
+
+def _warning(guard: Guard, reference: int) -> str:
+    names = {"nll": "NLL", "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "Matthews correlation"}
+    unit = 1 if guard.metric == "nll" else 100
+    name = f"{names[guard.metric]} is worse than at r={reference} by {-unit * guard.difference:.2g}"
+    return f"but its {name}, more than the margin's share"
+
+
+def _doubling(chosen: RankExperiment, double: RankExperiment | None) -> Doubling | None:
+    if double is None:
+        return None
+    peaks = (double.peak_memory_bytes, chosen.peak_memory_bytes)
+    return Doubling(
+        trainable_params=double.trainable_params - chosen.trainable_params,
+        training_time_seconds=double.training_time_seconds - chosen.training_time_seconds,
+        peak_memory_bytes=None if peaks[0] is None or peaks[1] is None else peaks[0] - peaks[1],
+    )

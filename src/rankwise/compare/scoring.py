@@ -1,0 +1,74 @@
+"""Scores on the test split: rank 0's and those of the chosen trials. Nothing else touches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rankwise.compare.answer import TestScores
+from rankwise.compare.directory import RunDirectory
+from rankwise.compare.journal import Journal
+from rankwise.compare.plan import divide
+from rankwise.compare.prepare import Prepared
+from rankwise.lora.attach import attached
+from rankwise.lora.peft_io import read_adapter
+from rankwise.records import Trial
+from rankwise.train.baseline import fit_baseline
+from rankwise.train.loop import score
+
+
+def score_baseline(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Callable[[str], None]
+) -> TestScores:
+    """Rank 0's scores, of one seed: its fit has a best solution, and chance has next to no part in it."""
+    test = prepared.task.test
+    if any(event["examples"] == len(test) for event in journal.of("baseline")):
+        return _read(directory, [directory.baseline])
+    tell("rank 0: fitting a head on the frozen base")
+    started = time.monotonic()
+    scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
+    directory.write_scores(directory.baseline, test, scores.nll, scores.predicted)
+    journal.append("baseline", examples=len(test), seconds=time.monotonic() - started)
+    return TestScores(scores.nll[None], scores.predicted[None])
+
+
+def score_trials(
+    prepared: Prepared,
+    directory: RunDirectory,
+    journal: Journal,
+    trials: Sequence[Trial],
+    tell: Callable[[str], None],
+) -> None:
+    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
+    test = prepared.task.test
+    scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
+    for members in divide(trials, prepared.most_trials):
+        missing = [trial for trial in members if trial.id not in scored]
+        if not missing:
+            continue
+        # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
+        tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
+        started = time.monotonic()
+        with attached(prepared.base, members, prepared.targets) as pack:
+            for index, trial in enumerate(pack.trials):
+                adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
+                pack.load(index, adapter.state)
+            nll, predicted = score(pack, test, prepared.task.pad_token_id)
+        for index, trial in enumerate(pack.trials):
+            if trial in missing:
+                directory.write_scores(directory.trial(trial), test, nll[index], predicted[index])
+        ids = [trial.id for trial in missing]
+        journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
+
+
+def read_scores(directory: RunDirectory, trials: Sequence[Trial]) -> TestScores:
+    """The scores of trials that were scored, stacked in their order."""
+    return _read(directory, [directory.trial(trial) for trial in trials])
+
+
+def _read(directory: RunDirectory, paths: Sequence[Path]) -> TestScores:
+    tables = [directory.read_scores(path) for path in paths]
+    return TestScores(*(np.stack([table[column].to_numpy() for table in tables]) for column in ("nll", "predicted")))
