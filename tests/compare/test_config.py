@@ -98,12 +98,38 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         ({"warmup_ratio": 1}, "warmup-ratio: 1 is not a share from 0 to below 1"),
         ({"schedule": "constant"}, "schedule: 'constant' is not one of linear, cosine"),
         ({"steps": 10, "epochs": 1}, "steps and epochs are both given: leave one out"),
+        ({"strategy": "ladder"}, "strategy: 'ladder' is not one of grid, escalate"),
+        ({"budget": "30m"}, "budget: only strategy escalate has one; leave it out, or give --strategy escalate"),
+        ({"budget": "soon", "strategy": "escalate"}, "budget: 'soon' is not a duration such as 90s, 30m or 2h"),
+        ({"budget": "0s", "strategy": "escalate"}, "budget: '0s' is not a duration such as 90s, 30m or 2h"),
+        ({"budget": "1e308h", "strategy": "escalate"}, "budget: '1e308h' is not a duration such as 90s, 30m or 2h"),
+        ({"budget": True, "strategy": "escalate"}, "budget: True is not a duration such as 90s, 30m or 2h"),
+        (
+            {"ranks": "4,8,16", "strategy": "escalate"},
+            "ranks: strategy escalate starts with a rank and its double, such as 8,16, not with 4,8,16",
+        ),
+        (
+            {"ranks": "8", "strategy": "escalate"},
+            "ranks: strategy escalate starts with a rank and its double, such as 8,16, not with 8",
+        ),
         ({"train": None}, "no training data: give --train FILE, or --task docmatch for the built-in task"),
         ({"task": "docmatch"}, "task docmatch brings its own data: leave out train, validation and test"),
     ],
 )
 def test_one_line_says_what_is_wrong_with(values: dict[str, Any], line: str) -> None:
     assert refusal(**values) == line
+
+
+def test_ranks_that_are_not_given_are_those_of_the_strategy() -> None:
+    assert config().ranks == (4, 8, 16, 32)
+    assert config(strategy="escalate").ranks == (8, 16)
+    escalated = config(strategy="escalate", budget="1.5h")
+    assert ComparisonConfig.from_mapping(yaml.safe_load(yaml.safe_dump(escalated.to_dict())), "a.yaml") == escalated
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2 h", 7200), ("45", 45), (45.5, 45.5)])
+def test_a_duration(text: object, seconds: float) -> None:
+    assert config(strategy="escalate", budget=text).budget == seconds
 
 
 def test_an_unknown_option_is_named_with_the_nearest_one() -> None:

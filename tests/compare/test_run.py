@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
+from tests.compare.runs import KilledError, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
 
@@ -52,11 +53,6 @@ def config(model: Path) -> ComparisonConfig:
 
 KILLS = 5  # of a run, evenly spread over its writes
 RUNGS = (20, 30)  # of three evaluations, those of the second half
-
-
-def journal(run: Path, event: str) -> list[dict[str, Any]]:
-    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    return [one for one in events if one["event"] == event]
 
 
 def rates_of(run: Path, rank: int) -> list[float]:
@@ -205,22 +201,6 @@ def test_a_run_that_was_smaller_ends_as_one_that_was_large_from_the_start(
     for experiment in extended.experiments:
         trial = config.trial(experiment.rank, experiment.learning_rate, 1)
         assert len(pd.read_parquet(tmp_path / "run" / "trials" / trial.id / "scores.parquet")) == 60
-
-
-class KilledError(Exception):
-    pass
-
-
-def numbers(run: Path) -> dict[str, Any]:
-    """Every number that a run leaves but times and memory."""
-    experiments = json.loads((run / "experiments.json").read_text())["experiments"]
-    for experiment in experiments:
-        del experiment["training_time_seconds"], experiment["peak_memory_bytes"]
-    return {"experiments": experiments, "plans": journal(run, "plan")} | {
-        str(file.relative_to(run)): file.read_bytes()
-        for file in sorted(run.rglob("*"))
-        if file.suffix in (".safetensors", ".parquet")
-    }
 
 
 def test_killed_at_any_write_a_run_ends_with_the_same_numbers(

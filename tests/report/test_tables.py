@@ -61,6 +61,7 @@ COMPARISON = RankComparison(
         doubling=None,
         growing=False,
         holds_for="200 steps of 8 of the 2,000 training examples",
+        stopped=None,
         unknown=("ranks below 4",),
     ),
     alternatives=(),

@@ -75,6 +75,8 @@ def test_the_head_is_fitted_to_convergence(tmp_path: Path) -> None:
     assert best < 0.8  # three classes at chance are 1.1
     assert fitted.nll.mean() == pytest.approx(best, rel=0.01)
     assert (fitted.predicted == same.test.labels).mean() > 0.6
+    assert fitted.validation.nll == pytest.approx(float(fitted.nll.mean()))
+    assert fitted.validation.accuracy == (fitted.predicted == same.test.labels).mean()
 
 
 def test_a_head_that_only_memorises_is_stopped_by_validation(tmp_path: Path) -> None:

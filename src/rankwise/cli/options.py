@@ -52,6 +52,6 @@ def _annotation(option: Field[Any]) -> Any:
 
 
 def _metavar(option: Field[Any]) -> str:
-    if isinstance(option.default, tuple):
+    if str(option.type).startswith("tuple"):
         return "LIST"
     return "NUMBER" if isinstance(option.default, int | float) else "VALUE"

@@ -14,7 +14,7 @@ from rankwise.decide.interval import crossed_interval
 from rankwise.decide.reason import reason
 from rankwise.decide.verdict import CONFIDENCE, Decision, Margin, RankVerdict, decide
 from rankwise.errors import RunError
-from rankwise.records import Doubling, Guard, Interval, RankExperiment, Recommendation, Trial
+from rankwise.records import Doubling, Guard, Interval, RankExperiment, Recommendation, StopReason, Trial
 
 _GUARDS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": matthews}
 
@@ -69,8 +69,9 @@ def answer(
     data: TestData,
     taken: Mapping[int, Taken],
     holds_for: str,
+    stopped: StopReason | None = None,
 ) -> Answer:
-    """Decide on the scores of the chosen trials. `holds_for` says in words what was trained.
+    """Decide on the scores of the chosen trials. `holds_for` says in words what was trained, `stopped` why no more was.
 
     A rank with a test loss that is not finite has a row and no verdict. Raises `RunError` where no rank is left.
     """
@@ -83,7 +84,7 @@ def answer(
     decision = _judge(choice, finite, baseline, data)
     verdicts = {verdict.rank: verdict for verdict in decision.verdicts}
     rows = [_row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank)) for rank, of in scores.items()]
-    recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for)
+    recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for, stopped)
     return Answer(tuple(rows), recommendation, tuple(notes))
 
 
@@ -144,6 +145,7 @@ def _recommend(
     baseline: TestScores,
     data: TestData,
     holds_for: str,
+    stopped: StopReason | None,
 ) -> Recommendation:
     """The decision with all that the next training needs, what else was measured, and what is not known."""
     of_rank = {experiment.rank: experiment for experiment in experiments}
@@ -174,6 +176,7 @@ def _recommend(
         growing=decision.growing,
         holds_for=holds_for,
         unknown=tuple(unknown),
+        stopped=stopped,
     )
 
 

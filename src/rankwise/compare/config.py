@@ -22,6 +22,8 @@ AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
 Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 T = TypeVar("T")
 
+_STARTS = {"grid": (4, 8, 16, 32), "escalate": (8, 16)}  # ranks where none are given
+
 
 def split_list(value: object) -> list[str]:
     """The items of "4,8,16", of a YAML list, or of a single value.
@@ -54,6 +56,20 @@ def _positive(value: object) -> float:
     if number == 0:
         raise UserError(f"{value!r} is not a number above 0")
     return number
+
+
+def _seconds(value: object) -> float:
+    """Seconds of a duration; a plain number is seconds.
+
+    >>> _seconds("90s"), _seconds("1.5 h"), _seconds(30)
+    (90.0, 5400.0, 30.0)
+    """
+    text = str(value).strip()
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return _positive(_positive(text[:-1] if unit else text) * (unit or 1))
+    except UserError:
+        raise UserError(f"{value!r} is not a duration such as 90s, 30m or 2h") from None
 
 
 def _share(value: object) -> float:
@@ -165,7 +181,17 @@ class ComparisonConfig:
         None, whole_number(2), "Use this many test examples, drawn at random; more extend a run."
     )
     max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
-    ranks: tuple[int, ...] = _option((4, 8, 16, 32), _ranks, "Ranks to compare.")
+    strategy: Literal["grid", "escalate"] = _option(
+        "grid",
+        _one_of("grid", "escalate"),
+        "`grid` trains all ranks; `escalate` starts with two, doubles while the larger is better, else goes down.",
+    )
+    ranks: tuple[int, ...] = _option(
+        None, _ranks, "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16]"
+    )
+    budget: float | None = _option(
+        None, _seconds, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
+    )
     alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
     rslora: bool = _option(False, _flag, "Short for --scalings rslora.")
     scalings: tuple[Scaling, ...] = _option(
@@ -220,12 +246,25 @@ class ComparisonConfig:
                 raise UserError("rslora and scalings are both given: leave rslora out")
             object.__setattr__(self, "scalings", ("rslora",))
             object.__setattr__(self, "rslora", False)
+        self._check_strategy()
         if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
             raise UserError("task docmatch brings its own data: leave out train, validation and test")
         if self.task == "classification" and self.train is None:
             raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
         if self.steps is not None and self.epochs is not None:
             raise UserError("steps and epochs are both given: leave one out")
+
+    def _check_strategy(self) -> None:
+        if self.ranks is None:
+            object.__setattr__(self, "ranks", _STARTS[self.strategy])
+        if self.strategy == "grid":
+            if self.budget is not None:
+                raise UserError("budget: only strategy escalate has one; leave it out, or give --strategy escalate")
+        elif len(self.ranks) != 2 or self.ranks[1] != 2 * self.ranks[0]:
+            ranks = ",".join(map(str, self.ranks))
+            raise UserError(
+                f"ranks: strategy escalate starts with a rank and its double, such as 8,16, not with {ranks}"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:

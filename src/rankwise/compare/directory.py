@@ -32,8 +32,9 @@ from rankwise.tasks.task import Split
 Description: TypeAlias = dict[str, Any]
 
 _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
-# Which data they are is told by the fingerprints; the next two change no number, the last three only the answer.
-_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size", "metric", "keep", "margin")
+# Which data they are is told by the fingerprints; the next two change no trial's numbers, nor do the last four, which
+# change the answer, and with escalate which ranks are trained.
+_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size", "metric", "keep", "margin", "budget")
 
 
 class RunDirectory:

@@ -43,6 +43,11 @@ class Journal:
             os.fsync(file.fileno())
         self.events.append(record)
 
+    @property
+    def seconds(self) -> float:
+        """What all that is journaled took, over all starts of the run."""
+        return sum(float(event.get("seconds", 0.0)) for event in self.events)
+
     def of(self, event: str) -> list[Event]:
         """All events of one kind, in order."""
         return [record for record in self.events if record["event"] == event]

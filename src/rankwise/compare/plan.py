@@ -43,6 +43,11 @@ def divide(trials: Sequence[Trial], size: int) -> list[tuple[Trial, ...]]:
     return groups
 
 
+def usable_bytes(free_bytes: int) -> int:
+    """What trials may take of memory that is free."""
+    return int(free_bytes * _MEMORY_SHARE)
+
+
 def trials_that_fit(*, free_bytes: int, base_bytes: int, peak_bytes: int | None) -> int:
     """How many trials a pack may have, from the measured peak of one trial's step (base model included).
 
@@ -54,4 +59,4 @@ def trials_that_fit(*, free_bytes: int, base_bytes: int, peak_bytes: int | None)
     if peak_bytes is None:
         return 1
     per_trial = max(1, peak_bytes - base_bytes)
-    return min(MOST_TRIALS, max(1, int(free_bytes * _MEMORY_SHARE) // per_trial))
+    return min(MOST_TRIALS, max(1, usable_bytes(free_bytes) // per_trial))

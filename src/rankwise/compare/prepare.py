@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -39,7 +39,16 @@ class Prepared:
     targets: tuple[LinearLayer, ...]
     settings: TrainingSettings
     packable: bool
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        alone = f"{self.config.model} shares products among a batch: its trials are trained one by one"
+        warnings = check_ranks(self.config.ranks, self.targets)
+        return (*self.task.notes, *warnings, *(() if self.packable else (alone,)))
+
+    def as_grid(self, ranks: Sequence[int]) -> Prepared:
+        """The same as a grid of these ranks."""
+        return replace(self, config=replace(self.config, strategy="grid", budget=None, ranks=tuple(ranks)))
 
     @property
     def most_trials(self) -> int:
@@ -102,7 +111,7 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         raise UserError(f"gradient-checkpointing: {config.model} cannot recompute activations; leave it out")
     head_chain(base, task)  # what rank 0 cannot do is told before anything is written
     targets = match_targets(base.model, config.target_modules, trained=base.trained_modules)
-    warnings = check_ranks(config.ranks, targets)
+    check_ranks(config.ranks, targets)
     steps = config.steps
     if steps is None:
         epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
@@ -117,10 +126,7 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         evaluations=config.evaluations,
         checkpointing=config.gradient_checkpointing,
     )
-    apart = packable(base, targets)
-    if not apart:
-        warnings = (*warnings, f"{config.model} shares products among a batch: its trials are trained one by one")
-    return Prepared(config, base, task, targets, settings, apart, (*task.notes, *warnings))
+    return Prepared(config, base, task, targets, settings, packable(base, targets))
 
 
 def _check_tokens(base: BaseModel, task: Task) -> None:

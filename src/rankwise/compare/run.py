@@ -7,10 +7,9 @@ one that is new take the same way.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -21,13 +20,15 @@ from safetensors import SafetensorError
 from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory, write_json
+from rankwise.compare.escalate import Step, path_text
+from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.results import Choice, choose
 from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
 from rankwise.compare.scoring import read_scores, score_baseline, score_trials
-from rankwise.compare.training import Planned, pack_size, train
+from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
 from rankwise.train.cost import StepCost, measure_costs
@@ -75,16 +76,20 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
     def tell(text: str) -> None:
         observe(Stage(text))
 
-    costs = _costs(prepared, journal, observe)
     baseline = score_baseline(prepared, directory, journal, tell)
+    steps: list[Step] = []
+    if prepared.config.strategy == "escalate":
+        prepared, steps = grow(prepared, directory, journal, observe, tell)
+    costs = step_costs(prepared, journal, tell)
     results = train(prepared, directory, journal, costs, observe)
     choices = [choose(one, results) for one in prepared.config.each_scaling]
     score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
 
+    data, taken, stopped = _test_data(prepared), _taken(prepared, costs), steps[-1].stopped if steps else None
     answers = []
     for choice in choices:
         scores = {rank: read_scores(directory, trials) for rank, trials in choice.by_rank.items()}
-        answers.append(answer(choice, scores, baseline, _test_data(prepared), _taken(prepared, costs), _held(prepared)))
+        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), stopped))
     first, *others = answers
     _publish(prepared, directory, journal, choices[0], first.recommendation)
     comparison = RankComparison(
@@ -98,10 +103,11 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
         ),
         recommendation=first.recommendation,
         alternatives=tuple(other.recommendation for other in others),
-        wall_seconds=sum(event.get("seconds", 0.0) for event in journal.events),
+        wall_seconds=journal.seconds,
         adapter=directory.adapter,
         notes=(
             *prepared.notes,
+            *([f"escalation: {path_text(steps)}"] if steps else []),
             *first.notes,
             *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
             *_notes_on_looks(journal),
@@ -222,21 +228,15 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         disk_bytes=disk_bytes(prepared),
         training_seconds=a_step * steps_per_seed(len(config.learning_rates), rungs),
         training_seconds_at_most=a_step * steps_per_seed(most_rates(config), rungs),
-        notes=prepared.notes,
+        notes=(*prepared.notes, *_note_on_start(config)),
     )
 
 
-def _costs(prepared: Prepared, journal: Journal, observe: Observer) -> dict[int, StepCost]:
-    """What a step of each rank costs, measured for all ranks together so that they can be compared."""
-    for event in reversed(journal.of("costs")):
-        costs = {cost["rank"]: StepCost(**cost) for cost in event["ranks"]}
-        if costs.keys() == set(prepared.config.ranks):
-            return costs
-    observe(Stage("timing a few steps of each rank alone"))
-    started = time.monotonic()
-    measured = measure_costs(*prepared.cost_arguments)
-    journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
-    return {cost.rank: cost for cost in measured}
+def _note_on_start(config: ComparisonConfig) -> list[str]:
+    if config.strategy == "grid":
+        return []
+    start = " and ".join(map(str, config.ranks))
+    return [f"escalation: these figures are of the ranks to start with, {start}; which follow depends on their results"]
 
 
 def new_run() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter
-from rankwise.records import Trial
+from rankwise.records import Baseline, Trial
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
 
@@ -31,8 +32,14 @@ def score_baseline(
     started = time.monotonic()
     scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
     directory.write_scores(directory.baseline, test, scores.nll, scores.predicted)
-    journal.append("baseline", examples=len(test), seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    journal.append("baseline", examples=len(test), validation=asdict(scores.validation), seconds=seconds)
     return TestScores(scores.nll[None], scores.predicted[None])
+
+
+def validation_baseline(journal: Journal) -> Baseline:
+    """Rank 0 on validation, of which the fit on the test split's behalf kept a record."""
+    return Baseline(**journal.of("baseline")[-1]["validation"])
 
 
 def score_trials(

@@ -21,7 +21,7 @@ from rankwise.compare.schedule import Leg, next_leg, running, settled
 from rankwise.lora.peft_io import write_adapter
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
-from rankwise.train.cost import StepCost
+from rankwise.train.cost import StepCost, measure_costs
 from rankwise.train.loop import StepReport, TrainedTrial, run_pack
 
 
@@ -52,16 +52,36 @@ def train(
     return settled(prepared.config, prepared.settings.rungs, results)
 
 
+def step_costs(prepared: Prepared, journal: Journal, tell: Callable[[str], None]) -> dict[int, StepCost]:
+    """What a step of each rank costs, measured for all ranks together so that they can be compared."""
+    for event in reversed(journal.of("costs")):
+        costs = {cost["rank"]: StepCost(**cost) for cost in event["ranks"]}
+        if costs.keys() == set(prepared.config.ranks):
+            return costs
+    tell("timing a few steps of each rank alone")
+    started = time.monotonic()
+    measured = measure_costs(*prepared.cost_arguments)
+    journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
+    return {cost.rank: cost for cost in measured}
+
+
 def pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
     """How many trials a pack has at most: as was asked for, or what fits into the memory that is free."""
     if prepared.config.pack_size is not None:
         return prepared.most_trials
-    device = prepared.base.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     peaks = [cost.peak_bytes for cost in costs.values()]
     peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
-    fitting = trials_that_fit(free_bytes=free, base_bytes=prepared.base.bytes, peak_bytes=peak)
+    fitting = trials_that_fit(
+        free_bytes=free_bytes(prepared.base.device), base_bytes=prepared.base.bytes, peak_bytes=peak
+    )
     return min(fitting, prepared.most_trials)
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    # What torch has reserved and does not use is free for its next pack.
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepCost]) -> int:

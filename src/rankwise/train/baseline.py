@@ -28,6 +28,7 @@ from transformers.activations import ACT2FN
 from rankwise.base.load import BaseModel
 from rankwise.errors import UserError
 from rankwise.lora.attach import initial_heads
+from rankwise.records import Baseline
 from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows
 
 _WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
@@ -42,10 +43,11 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Rank 0 on the test split."""
+    """Rank 0 on each example of the test split, and on validation as a whole."""
 
     nll: Float32[np.ndarray, " examples"]
     predicted: Int[np.ndarray, " examples"]
+    validation: Baseline
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
     train, validation, test = train / scale, validation / scale, test / scale
     head = _Head(base, chain, seed, scale)
     fits = [_fit(head, train, labels[0], validation, labels[1], decay) for decay in _WEIGHT_DECAYS]
-    _, best = min(fits, key=lambda fit: fit[0])
+    validation_nll, best = min(fits, key=lambda fit: fit[0])
     with torch.no_grad():
         logits = best(test)
         nll = functional.cross_entropy(logits, labels[2], reduction="none")
-    return BaselineScores(nll.numpy(), logits.argmax(dim=-1).int().numpy())
+        accuracy = float((best(validation).argmax(dim=-1) == labels[1]).double().mean())
+    return BaselineScores(nll.numpy(), logits.argmax(dim=-1).int().numpy(), Baseline(accuracy, validation_nll))
 
 
 class _Head(nn.Module):

@@ -1,0 +1,220 @@
+"""Start low, grow if underfitting: which rank to train next, or why to stop. Pure.
+
+Decided on training and validation alone; the test split is left for the answer, on the ranks that were trained.
+Two neighbours, the larger twice the smaller, are told apart by the mean over seeds of their paired difference
+in validation loss, and only where both its one-sided limits lie on the same side of the margin. Growing on the mean
+alone would follow noise up the ladder: each doubling is another chance for a lucky seed. Where the larger is
+better by more than the margin it is doubled; where not, the ranks below the smaller are tried, largest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy.special import stdtrit
+
+from rankwise.decide.verdict import CONFIDENCE, Margin
+from rankwise.records import Baseline, Interval, Metric, StopReason, TrialResult
+from rankwise.train.cost import StepCost
+
+_BY_HEART = 0.05  # of the loss of chance: below it, training has nothing left to teach
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training and validation say of a rank at its learning rate.
+
+    `losses` are the last validation losses in the metric that decides, in the order of seeds. The others are means
+    over seeds, in nats: `nll` on validation, `train_nll` over the last tenth of the steps. `rising` tells whether
+    validation NLL rose between the last two evaluations.
+    """
+
+    losses: tuple[float, ...]
+    nll: float
+    train_nll: float
+    rising: bool
+
+    @classmethod
+    def of(cls, results: Sequence[TrialResult], metric: Metric) -> Evidence:
+        """From a rank's chosen trials, one a seed."""
+        last = [result.evaluations[-1] for result in results]
+        before = [result.evaluations[-2:][0] for result in results]
+        tails = [result.train_nll[-math.ceil(len(result.train_nll) / 10) :] for result in results]
+        nll = fmean(one.nll for one in last)
+        return cls(
+            losses=tuple(one.nll if metric == "nll" else 1 - one.accuracy for one in last),
+            nll=nll,
+            train_nll=fmean(fmean(tail) for tail in tails),
+            rising=nll > fmean(one.nll for one in before),
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What losses are measured by: the metric that decides, the margin, rank 0 on validation, and the classes."""
+
+    metric: Metric
+    margin: Margin
+    baseline: Baseline
+    classes: int
+
+    def delta(self, largest: Evidence) -> float:
+        """The loss called nothing, in the metric: absolute, or a share of what the largest rank so far gains."""
+        if self.margin.absolute is not None:
+            return self.margin.absolute
+        rank_0 = self.baseline.nll if self.metric == "nll" else 1 - self.baseline.accuracy
+        return (1 - self.margin.keep) * max(0.0, rank_0 - fmean(largest.losses))
+
+    def train_delta(self, largest: Evidence) -> float:
+        """The same for training losses, which are in nats whatever decides."""
+        if self.metric == "nll":
+            return self.delta(largest)
+        return (1 - self.margin.keep) * max(0.0, self.baseline.nll - largest.nll)
+
+    @property
+    def unit(self) -> str:
+        return "nats" if self.metric == "nll" else "points"
+
+    def figure(self, value: float) -> str:
+        """A loss in the unit; a true minus sign."""
+        return f"{value if self.metric == 'nll' else 100 * value:.2g}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a further rank must find room in: the adapted layers, memory and time.
+
+    `costs` are those of the ranks so far. A trial may take `free_bytes` beside the base model's `base_bytes`. A rank is
+    trained for `steps` in all, over its learning rates and seeds; `seconds_left` is None where there is no budget.
+    """
+
+    largest_rank: int
+    costs: Sequence[StepCost]
+    base_bytes: int
+    free_bytes: int
+    steps: int
+    seconds_left: float | None
+
+    def lacks(self, rank: int) -> tuple[StopReason, str] | None:
+        """Why this rank cannot be trained, in a word and in a sentence; None where it can."""
+        if rank > self.largest_rank:
+            return "rank limit", f"no adapted layer has more than rank {self.largest_rank}"
+        peaks = {cost.rank: cost.peak_bytes for cost in self.costs if cost.peak_bytes is not None}
+        if peaks and (needed := _extrapolated(peaks, rank) - self.base_bytes) > self.free_bytes:
+            return "memory", f"{rank} would take {needed / 1e9:.2g} GB, and {self.free_bytes / 1e9:.2g} GB can be used"
+        if self.seconds_left is not None:
+            needed = self.steps * _extrapolated({cost.rank: cost.seconds for cost in self.costs}, rank)
+            if needed > self.seconds_left:
+                left = max(0, round(self.seconds_left))
+                return "budget", f"{rank} would take {math.ceil(needed):,} s, and {left:,} s are left"
+        return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rank to train next, or why none is; `found` are the sentences that it rests on."""
+
+    found: tuple[str, ...]
+    rank: int | None
+    stopped: StopReason | None
+
+
+def next_step(evidence: Mapping[int, Evidence | None], scale: Scale, room: Room) -> Step:
+    """From what the ranks so far show to the next one.
+
+    `evidence` has every rank that was trained, the largest and its half among them; None for a rank without a
+    learning rate at which every seed trains.
+    """
+    largest = max(evidence)
+    smaller = largest // 2
+    outcome, sentence = _compare(smaller, largest, evidence, scale)
+    found = [sentence]
+    if outcome == "worse":
+        if _by_heart(evidence[largest], scale.classes):
+            found.append(f"{largest} knows the training data by heart and gets worse on validation")
+            return Step(tuple(found), None, "data")
+        return _step_to(2 * largest, found, room)
+    rank = smaller
+    while outcome == "alike" and rank > 1:
+        rank //= 2
+        if rank not in evidence:
+            return _step_to(rank, found, room)
+        outcome, sentence = _compare(rank, largest, evidence, scale)
+        found.append(sentence)
+    return Step(tuple(found), None, "noise" if outcome == "unclear" else "plateau")
+
+
+def path_text(steps: Sequence[Step]) -> str:
+    """Everything that the steps found, once and in order, and how they ended.
+
+    >>> steps = [Step(("8 and 16 agree",), 4, None), Step(("8 and 16 agree", "4 loses 0.1"), None, "plateau")]
+    >>> path_text(steps)
+    '8 and 16 agree → 4 loses 0.1 → stop: plateau'
+    """
+    found = dict.fromkeys(sentence for step in steps for sentence in step.found)
+    last = steps[-1]
+    return " → ".join([*found, f"next: {last.rank}" if last.stopped is None else f"stop: {last.stopped}"])
+
+
+def _step_to(rank: int, found: Sequence[str], room: Room) -> Step:
+    lacking = room.lacks(rank)
+    if lacking is None:
+        return Step(tuple(found), rank, None)
+    reason, sentence = lacking
+    return Step((*found, sentence), None, reason)
+
+
+def _compare(
+    rank: int, largest: int, evidence: Mapping[int, Evidence | None], scale: Scale
+) -> tuple[Literal["worse", "alike", "unclear"], str]:
+    """Whether a rank loses more than the margin to the largest so far, less (gains count), or the data cannot tell."""
+    mine, best = evidence[rank], evidence[largest]
+    if mine is None or best is None:
+        return "unclear", f"{largest if best is None else rank} has no learning rate at which every seed trains"
+    loss = _over_seeds([one - other for one, other in zip(mine.losses, best.losses, strict=True)])
+    if loss.low is None or loss.high is None:
+        return "unclear", f"{rank} and {largest}: without a spread over seeds nothing is known of chance"
+    delta = scale.delta(best)
+    size, unit, margin = scale.figure(loss.mean), scale.unit, f"margin {scale.figure(delta)}"
+    if loss.low <= delta <= loss.high:
+        between = f"{scale.figure(loss.low)} and {scale.figure(loss.high)} {unit}"
+        return "unclear", f"{rank} and {largest} cannot be told apart: {rank} loses between {between}, {margin}"
+    neighbours = rank == largest // 2
+    if loss.high < delta:
+        if not neighbours:
+            return "alike", f"{rank} too ({size})"
+        size = scale.figure(abs(loss.mean))
+        if loss.mean < -delta:
+            return "alike", f"{rank} is better than {largest} ({size} {unit}, {margin})"
+        return "alike", f"{rank} and {largest} agree ({size} {unit}, {margin})"
+    lost = f"{rank} loses {size} {unit} to {largest} ({margin})" if neighbours else f"{rank} loses {size}"
+    if mine.train_nll - best.train_nll > scale.train_delta(best):
+        return "worse", f"{lost}: it underfits"
+    return "worse", f"{lost}, but not in training: generalisation or noise"
+
+
+def _by_heart(evidence: Evidence | None, classes: int) -> bool:
+    return evidence is not None and evidence.rising and evidence.train_nll < _BY_HEART * math.log(classes)
+
+
+def _over_seeds(differences: Sequence[float]) -> Interval:
+    """Their mean with one-sided limits by Student's t; none where they do not vary, which is no evidence."""
+    mean, seeds = fmean(differences), len(differences)
+    error = stdev(differences) / seeds**0.5 if seeds > 1 else 0.0
+    if error == 0:
+        return Interval(mean, None, None)
+    reach = float(stdtrit(seeds - 1, CONFIDENCE)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _extrapolated(measured: Mapping[int, float], rank: int) -> float:
+    """On the line through the smallest and the largest rank; a smaller rank takes no more than the smallest."""
+    low, high = min(measured), max(measured)
+    if rank <= low or low == high:
+        return measured[low]
+    slope = max(0.0, (measured[high] - measured[low]) / (high - low))  # below 0 is the noise of measuring
+    return measured[high] + slope * (rank - high)
