@@ -87,6 +87,22 @@ def test_a_head_that_only_memorises_is_stopped_by_validation(tmp_path: Path) -> 
     assert fit_baseline(base, task, seed=0).nll.mean() < 0.75
 
 
+def test_a_head_that_is_sure_of_itself_learns_that_there_is_nothing_to_know(tmp_path: Path) -> None:
+    """Its first step overshoots by far; a gain over a fit that stood still would be everybody's."""
+
+    def sure(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        model.classifier.weight.data.mul_(300)
+        return model
+
+    base = loaded(save_model(tmp_path, "bert", sure))
+    task = token_task(train=400, held_out=400)
+    generator = np.random.default_rng(0)
+    for split in (task.train, task.validation, task.test):
+        split.labels[:] = generator.integers(0, 2, len(split))
+    assert fit_baseline(base, task, seed=0).nll.mean() == pytest.approx(np.log(2), abs=0.01)
+
+
 def test_the_base_model_is_as_it_was(tmp_path: Path) -> None:
     base = loaded(save_model(tmp_path, "llama"))
     before = {name: id(module) for name, module in base.model.named_modules()}

@@ -31,7 +31,7 @@ from rankwise.lora.attach import initial_heads
 from rankwise.records import Baseline
 from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows
 
-_WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
+_WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _MOST_ITERATIONS = 300
 _PATIENCE = 15  # iterations without a lower validation loss
 _TOKENS = 16_384  # padded tokens in one forward
@@ -111,7 +111,8 @@ def _fit(
 ) -> tuple[float, _Head]:
     """The lowest validation loss on the way of L-BFGS from `head`, and the head there."""
     head = copy.deepcopy(head)
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=1, line_search_fn="strong_wolfe")
+    # By default one iteration has one evaluation, none of them for its line search: an overshot step then ends the fit.
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=1, max_eval=25, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
