@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
     from rankwise.errors import RunError, UserError
     from rankwise.memory.formula import estimate_lora_params
-    from rankwise.records import Baseline, ComparisonPlan, ParameterCount, RankComparison, RankExperiment, Trial
+    from rankwise.records import (
+        Baseline,
+        ComparisonPlan,
+        ParameterCount,
+        RankComparison,
+        RankExperiment,
+        Recommendation,
+        Trial,
+    )
 
 _HOME = {
     "Baseline": "rankwise.records",
@@ -24,6 +32,7 @@ _HOME = {
     "ParameterCount": "rankwise.records",
     "RankComparison": "rankwise.records",
     "RankExperiment": "rankwise.records",
+    "Recommendation": "rankwise.records",
     "RunError": "rankwise.errors",
     "Trial": "rankwise.records",
     "UserError": "rankwise.errors",
@@ -40,6 +49,7 @@ __all__ = [
     "ParameterCount",
     "RankComparison",
     "RankExperiment",
+    "Recommendation",
     "RunError",
     "Trial",
     "UserError",
