@@ -91,6 +91,17 @@ def test_the_table_and_where_everything_is(place: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_an_unresolved_answer_is_an_error_only_where_a_resolved_one_is_required(place: Path) -> None:
+    one_seed = (*COMPARE, "--seeds", "1", "--steps", "3", "--run", "runs/one seed")
+    done = rankwise(place, *one_seed)
+    assert done.returncode == 0, done.stderr
+    assert "unresolved: no rank yet" in done.stdout
+    assert "train with --seeds 3 or more" in " ".join(done.stdout.split())
+    required = rankwise(place, *one_seed, "--resume", "--require-resolved", "--json")
+    assert required.returncode == 3
+    assert json.loads(required.stdout)["recommendation"]["status"] == "unresolved"
+
+
 def test_a_plan_starts_nothing(place: Path) -> None:
     done = rankwise(place, *COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
+from rankwise.decide.verdict import decide
 from tests.compare.runs import KilledError, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
@@ -366,6 +368,43 @@ def test_a_run_that_another_made_meanwhile_is_not_joined(
     monkeypatch.setattr("rankwise.compare.run.disk_bytes", other_first)
     with pytest.raises(UserError, match="continue it with --resume"):
         run_rank_comparison(config, run=tmp_path / "run")
+
+
+def test_another_scaling_extends_a_run_and_says_whether_the_conclusion_flips(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.run, tmp_path / "run")
+    both = run_rank_comparison(replace(config, scalings=("alpha/rank", "rslora")), run=tmp_path / "run", resume=True)
+    assert [(row.rank, row.use_rslora) for row in both.experiments] == [(2, False), (4, False), (2, True), (4, True)]
+    assert both.experiments[:2] == finished.experiments
+    assert both.recommendation == finished.recommendation
+    (alternative,) = both.alternatives
+    assert alternative.use_rslora in (True, None)
+    same = (alternative.status, alternative.rank) == (both.recommendation.status, both.recommendation.rank)
+    said = [note for note in both.notes if note.startswith("rslora: the conclusion ")]
+    assert [note.split()[3] for note in said] == ["is" if same else "flips:"]
+    alone = run_rank_comparison(replace(config, scalings=("rslora",)), run=tmp_path / "alone")
+    for one, other in zip(both.experiments[2:], alone.experiments, strict=True):
+        assert (one.rank, one.learning_rate) == (other.rank, other.learning_rate)
+        assert one.nll == pytest.approx(other.nll, rel=1e-3)
+
+
+def test_the_recommendation_is_the_decision_on_the_scores_on_disk(
+    finished: RankComparison, config: ComparisonConfig
+) -> None:
+    losses = []
+    for experiment in finished.experiments:
+        trials = [config.trial(experiment.rank, experiment.learning_rate, seed) for seed in config.seed_numbers]
+        files = [finished.run / "trials" / trial.id / "scores.parquet" for trial in trials]
+        losses.append(np.stack([pd.read_parquet(file)["nll"].to_numpy() for file in files]))
+    baseline = pd.read_parquet(finished.run / "baseline" / "scores.parquet")["nll"].to_numpy()
+    decision = decide(np.stack(losses), baseline, ranks=(2, 4))
+    found = finished.recommendation
+    assert (found.rank, found.margin) == (decision.rank, decision.margin)
+    assert [row.verdict for row in finished.experiments] == [one.verdict for one in decision.verdicts]
+    assert [row.difference for row in finished.experiments] == [one.difference.mean for one in decision.verdicts]
+    if found.rank is not None:
+        assert json.loads((finished.adapter / "adapter_config.json").read_text())["r"] == found.rank
 
 
 def test_packs_that_did_not_fit_are_divided_on_resume(
