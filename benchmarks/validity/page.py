@@ -108,11 +108,12 @@ def _simulated(record: Record) -> Iterator[str]:
     yield ""
     yield "Of unresolved comparisons, extended to what they asked for: how many then show that the rank suffices."
     yield ""
-    yield "| seeds | more of | truly lost | needed, median | resolved | asked for what no number gives, of 1,000 |"
+    yield "| seeds | more of | truly lost | needed, median | resolved | told that it alone never would |"
     yield "|---|---|---|---|---|---|"
     for row in power:
         cells = [row["seeds"], row["more"], row["truly lost"], f"{row['needed, median']:,.0f}"]
-        yield f"| {' | '.join(map(str, cells))} | {_share(row['sufficient'])} | {row['not followed']} |"
+        never = f"{row['not followed']} of {row['not followed'] + row['sufficient']['of']:,}"
+        yield f"| {' | '.join(map(str, cells))} | {_share(row['sufficient'])} | {never} |"
     yield ""
 
 

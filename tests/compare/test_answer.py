@@ -50,7 +50,7 @@ def answered(
     }
     rank_0 = TestScores(baseline[None].astype(np.float32), predicted(0.5, 0, seeds=1))
     data = TestData(LABELS, 2, None)
-    return answer(Choice(config, results, by_rank), scores, rank_0, data, TAKEN, "200 steps of 8")
+    return answer(Choice(config, results, by_rank), scores, rank_0, data, TAKEN, "200 steps of 8", None)
 
 
 def test_a_recommendation_is_all_that_the_next_training_needs() -> None:

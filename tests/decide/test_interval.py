@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from rankwise.decide.interval import crossed_interval
+from rankwise.decide.interval import crossed_interval, over_seeds
 from rankwise.records import Interval
 
 # Eighths, so that a shift or a scale by a power of two rounds nothing.
@@ -173,3 +173,15 @@ def test_scores_that_cannot_be_averaged_are_refused(
 ) -> None:
     with pytest.raises((ValueError, TypeError)):  # TypeError: jaxtyping, which sees shapes before the function does
         crossed_interval(scores, groups=groups, confidence=confidence)
+
+
+@given(arrays(np.float64, st.integers(2, 9), elements=eighths), st.floats(0.5, 0.99))
+def test_over_seeds_alone_the_limits_are_student_s(values: np.ndarray, confidence: float) -> None:
+    expected = t_interval(values, confidence)
+    assert limits(over_seeds(values, confidence=confidence)) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("values", [[0.3], [0.1, 0.1, 0.1]])
+def test_over_seeds_that_do_not_vary_there_are_no_limits(values: list[float]) -> None:
+    interval = over_seeds(np.array(values), confidence=0.9)
+    assert (interval.low, interval.high) == (None, None)

@@ -79,7 +79,7 @@ def test_every_answer_says_what_to_do(excess: tuple[float, ...], simulated: dict
 def test_a_lead_that_grows_asks_for_longer_training_and_for_nothing_else() -> None:
     losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0))
     curves = np.full((2, 5, 2), 0.5)
-    curves[1, :, 1] -= 0.1
+    curves[1, :, 1] -= 0.1 + 0.001 * np.arange(5)
     said = reason(decide(losses, baseline, ranks=(8, 16), validation=curves), "nll")
     assert "still drawing away when training ended: train longer" in said
 

@@ -14,7 +14,7 @@ from rankwise.decide.interval import crossed_interval
 from rankwise.decide.reason import reason
 from rankwise.decide.verdict import CONFIDENCE, Decision, Margin, RankVerdict, decide
 from rankwise.errors import RunError
-from rankwise.records import Doubling, Guard, Interval, RankExperiment, Recommendation, StopReason, Trial
+from rankwise.records import Doubling, Guard, Interval, Metric, RankExperiment, Recommendation, StopReason, Trial
 
 _GUARDS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": matthews}
 
@@ -69,7 +69,7 @@ def answer(
     data: TestData,
     taken: Mapping[int, Taken],
     holds_for: str,
-    stopped: StopReason | None = None,
+    stopped: StopReason | None,
 ) -> Answer:
     """Decide on the scores of the chosen trials. `holds_for` says in words what was trained, `stopped` why no more was.
 
@@ -153,7 +153,7 @@ def _recommend(
     guards: tuple[Guard, ...] = ()
     why = reason(decision, config.metric)
     if chosen is not None:
-        guards = _guards(config, decision, chosen.rank, scores, baseline, data)
+        guards = _guards(config.metric, decision, chosen.rank, scores, baseline, data)
         why = "; ".join([why, *(_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse)])
     smallest = min(of_rank)
     unknown = ["other tasks, data and base models", "longer training", "what is forgotten of other tasks: not measured"]
@@ -181,26 +181,27 @@ def _recommend(
 
 
 def _guards(
-    config: ComparisonConfig,
+    decided_on: Metric,
     decision: Decision,
     rank: int,
     scores: Mapping[int, TestScores],
     baseline: TestScores,
     data: TestData,
 ) -> tuple[Guard, ...]:
-    """The metrics that did not decide, at a rank against the largest."""
+    """The metrics that did not decide, at a rank against the largest, whose gain is shown."""
+    assert decision.keep is not None
 
     def values(metric: str, of: TestScores) -> np.ndarray:
         return -of.nll if metric == "nll" else data.values(metric, of.predicted)
 
     guards = []
     for metric in ("nll", *_GUARDS):
-        if metric == config.metric:
+        if metric == decided_on:
             continue
         mine, reference = values(metric, scores[rank]), values(metric, scores[decision.verdicts[-1].rank])
         difference = crossed_interval(mine - reference, groups=data.groups, confidence=2 * CONFIDENCE - 1)
         gain = float(reference.mean() - values(metric, baseline).mean())
-        allowed = (1 - (decision.keep or config.keep)) * max(gain, 0.0)
+        allowed = (1 - decision.keep) * max(gain, 0.0)
         guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=difference.mean < -allowed))
     return tuple(guards)
 

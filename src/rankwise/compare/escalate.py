@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
-from scipy.special import stdtrit
+import numpy as np
 
+from rankwise.decide.interval import over_seeds
 from rankwise.decide.verdict import CONFIDENCE, Margin
-from rankwise.records import Baseline, Interval, Metric, StopReason, TrialResult
+from rankwise.records import Baseline, Metric, StopReason, TrialResult
 from rankwise.train.cost import StepCost
 
 _BY_HEART = 0.05  # of the loss of chance: below it, training has nothing left to teach
@@ -175,7 +176,7 @@ def _compare(
     mine, best = evidence[rank], evidence[largest]
     if mine is None or best is None:
         return "unclear", f"{largest if best is None else rank} has no learning rate at which every seed trains"
-    loss = _over_seeds([one - other for one, other in zip(mine.losses, best.losses, strict=True)])
+    loss = over_seeds(np.array(mine.losses) - np.array(best.losses), confidence=2 * CONFIDENCE - 1)
     if loss.low is None or loss.high is None:
         return "unclear", f"{rank} and {largest}: without a spread over seeds nothing is known of chance"
     delta = scale.delta(best)
@@ -199,16 +200,6 @@ def _compare(
 
 def _by_heart(evidence: Evidence | None, classes: int) -> bool:
     return evidence is not None and evidence.rising and evidence.train_nll < _BY_HEART * math.log(classes)
-
-
-def _over_seeds(differences: Sequence[float]) -> Interval:
-    """Their mean with one-sided limits by Student's t; none where they do not vary, which is no evidence."""
-    mean, seeds = fmean(differences), len(differences)
-    error = stdev(differences) / seeds**0.5 if seeds > 1 else 0.0
-    if error == 0:
-        return Interval(mean, None, None)
-    reach = float(stdtrit(seeds - 1, CONFIDENCE)) * error
-    return Interval(mean, mean - reach, mean + reach)
 
 
 def _extrapolated(measured: Mapping[int, float], rank: int) -> float:

@@ -66,6 +66,19 @@ def satterthwaite(
     return 1 / ((from_seeds / variance) ** 2 / (seeds - 1) + (from_examples / variance) ** 2 / (clusters - 1))
 
 
+def over_seeds(values: Float[np.ndarray, " seeds"], *, confidence: float) -> Interval:
+    """The mean of one value a seed and its two-sided limits by Student's t; none where the values do not vary.
+
+    For what is known as a mean over examples alone; `crossed_interval` counts the examples as a sample too.
+    """
+    mean = float(values.mean())
+    if np.ptp(values) == 0:
+        return Interval(mean, None, None)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half_width = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    return Interval(mean, mean - half_width, mean + half_width)
+
+
 def crossed_mean(
     scores: Float[np.ndarray, "seeds examples"], *, groups: Int[np.ndarray, " examples"] | None = None
 ) -> CrossedMean:

@@ -34,8 +34,10 @@ def reason(decision: Decision, metric: Metric) -> str:
 
 def _without_rank(decision: Decision, metric: Metric) -> str:
     reference, gain = decision.verdicts[-1].rank, decision.gain
-    if gain.low is None or gain.high is None:
-        return "one seed, or one example, tells nothing about ranks: train with --seeds 3 or more, 5 are better"
+    if gain.low is None or gain.high is None or gain.low == gain.high:
+        return (
+            "one seed, one example or losses that never vary tell nothing: train with --seeds 3 or more, 5 are better"
+        )
     gained = f"r={reference} gains between {_between(gain.low, gain.high, metric)} over the frozen model"
     if decision.status == "no_gain":
         return (

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import stdtrit
 
 from rankwise.decide.bootstrap import crossed_bootstrap
-from rankwise.decide.interval import CrossedMean, crossed_mean
+from rankwise.decide.interval import CrossedMean, crossed_mean, over_seeds
 from rankwise.decide.power import needed_examples, needed_seeds
 from rankwise.records import Interval, Needed, Status, Verdict
 
@@ -113,14 +112,14 @@ def decide(
     def mean(scores: Float[np.ndarray, "seeds examples"]) -> CrossedMean:
         return crossed_mean(scores, groups=groups)
 
-    gain = alone.of(mean(baseline - reference))
+    gained = mean(baseline - reference)
+    gain, gains = alone.of(gained), alone.above_zero(gained)
     differences = [mean(reference - rank_losses) for rank_losses in losses]
     better = tuple(
         rank for rank, difference in zip(ranks, differences, strict=True) if among_all.above_zero(difference)
     )
     contrasts = [mean(shortfall(rank_losses, reference, baseline, margin)) for rank_losses in losses]
     verdicts: list[Verdict] = ["unresolved"] * len(ranks)
-    gains = gain.low is not None and gain.low > 0
     if gains:
         verdicts = _walk(contrasts, alone)
     contradicted = _contradicted(losses, baseline, margin, groups, verdicts, confidence, resamples)
@@ -131,7 +130,7 @@ def decide(
     status: Status
     if not gains:
         another = any(among_all.above_zero(mean(baseline - rank_losses)) for rank_losses in losses[:-1])
-        status = "unresolved" if gain.low is None or another else "no_gain"
+        status = "no_gain" if gained.variance and not another else "unresolved"
     elif len(ranks) > 1 and verdicts[-2] == "underfits":
         status = "not_plateaued"
     else:
@@ -236,8 +235,8 @@ def _growing(
         return None
     lead = validation[rival] - validation[-1]
     growth = lead[:, -1] - lead[:, -2]
-    low = growth.mean() - stdtrit(seeds - 1, confidence) * growth.std(ddof=1) / np.sqrt(seeds)
-    return bool(low > 0 and lead[:, -1].mean() + growth.mean() > margin)
+    low = over_seeds(growth, confidence=2 * confidence - 1).low
+    return None if low is None else low > 0 and bool(lead[:, -1].mean() + growth.mean() > margin)
 
 
 def _needed(contrast: CrossedMean, margin: float, confidence: float) -> Needed | None:
