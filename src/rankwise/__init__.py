@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from rankwise.compare.config import ComparisonConfig
     from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
     from rankwise.errors import RunError, UserError
+    from rankwise.memory.estimate import estimate_ranks, estimate_training_memory
     from rankwise.memory.formula import estimate_lora_params
+    from rankwise.memory.settings import StepSettings
     from rankwise.records import (
         Baseline,
         ComparisonPlan,
+        MemoryEstimate,
+        ModelEstimate,
         ParameterCount,
         RankComparison,
         RankExperiment,
@@ -29,14 +33,19 @@ _HOME = {
     "Baseline": "rankwise.records",
     "ComparisonConfig": "rankwise.compare.config",
     "ComparisonPlan": "rankwise.records",
+    "MemoryEstimate": "rankwise.records",
+    "ModelEstimate": "rankwise.records",
     "ParameterCount": "rankwise.records",
     "RankComparison": "rankwise.records",
     "RankExperiment": "rankwise.records",
     "Recommendation": "rankwise.records",
     "RunError": "rankwise.errors",
+    "StepSettings": "rankwise.memory.settings",
     "Trial": "rankwise.records",
     "UserError": "rankwise.errors",
     "estimate_lora_params": "rankwise.memory.formula",
+    "estimate_ranks": "rankwise.memory.estimate",
+    "estimate_training_memory": "rankwise.memory.estimate",
     "plan_rank_comparison": "rankwise.compare.run",
     "run_rank_comparison": "rankwise.compare.run",
 }
@@ -46,14 +55,19 @@ __all__ = [
     "Baseline",
     "ComparisonConfig",
     "ComparisonPlan",
+    "MemoryEstimate",
+    "ModelEstimate",
     "ParameterCount",
     "RankComparison",
     "RankExperiment",
     "Recommendation",
     "RunError",
+    "StepSettings",
     "Trial",
     "UserError",
     "estimate_lora_params",
+    "estimate_ranks",
+    "estimate_training_memory",
     "plan_rank_comparison",
     "run_rank_comparison",
 ]

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rankwise.base.shapes import head_modules, require_classifier, within
+from rankwise.base.shapes import head_modules, model_positions, require_classifier, within
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
 
@@ -169,17 +169,13 @@ def load_base(
 
 
 def position_limit(base: BaseModel) -> int | None:
-    """The longest sequence the model has positions for; None where nothing limits it."""
-    limits = [
-        getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
-        base.tokenizer.model_max_length,
+    """The longest sequence that the model and its tokenizer allow; None where nothing limits it."""
+    known = [
+        limit
+        for limit in (model_positions(base.model), base.tokenizer.model_max_length)
+        if limit is not None and 0 < limit < 10**9
     ]
-    for name, module in base.model.named_modules():
-        # RoBERTa and its like count positions from after the padding index.
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    known = [limit for limit in limits if limit is not None and 0 < limit < 10**9]
-    return min(known) if known else None
+    return min(known, default=None)
 
 
 def _check_weights(directory: Path) -> None:

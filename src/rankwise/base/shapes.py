@@ -27,15 +27,25 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """One linear map of the model; transformers' Conv1D (GPT-2) counts as one."""
+    """One linear map of the model; transformers' Conv1D (GPT-2) counts as one.
+
+    A mixture's experts that share one parameter are one too: `experts` maps of the same shape. PEFT gives
+    it `rank_factor` times the rank where the parameter fuses that many projections.
+    """
 
     name: str
     d_in: int
     d_out: int
+    experts: int = 1
+    rank_factor: int = 1
+
+    @property
+    def weights(self) -> int:
+        return self.experts * self.d_in * self.d_out
 
     def lora_params(self, rank: int) -> int:
-        """Parameters of A (rank, d_in) and B (d_out, rank). Source: Hu et al. 2021, section 4.2."""
-        return rank * (self.d_in + self.d_out)
+        """Parameters of each expert's A (rank, d_in) and B (d_out, rank). Source: Hu et al. 2021, section 4.2."""
+        return self.experts * self.rank_factor * rank * (self.d_in + self.d_out)
 
 
 def require_classifier(config: PreTrainedConfig) -> None:
@@ -94,6 +104,18 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
         for name, child in model.named_children()
         if name.endswith(("classifier", "score")) and any(True for _ in child.parameters())
     )
+
+
+def model_positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that the model has positions for; None where nothing limits it."""
+    from torch import nn
+
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        # RoBERTa and its like count positions from after the padding index.
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)
 
 
 def within(name: str, modules: Iterable[str]) -> bool:

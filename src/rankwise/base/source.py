@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankwise.base.catalogue import catalogue, entry_config, find_entry
 from rankwise.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +52,33 @@ def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
     located = locate(name)
     with explained(name, located, "config.json"):
         return AutoConfig.from_pretrained(located, trust_remote_code=trust_remote_code)
+
+
+def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A configuration for estimates: of a directory, a `config.json`, the catalogue, or the hub."""
+    from transformers import CONFIG_MAPPING
+
+    path = Path(name).expanduser()
+    if path.is_dir() or str(name) == EMBEDDED:
+        return load_config(name, trust_remote_code=trust_remote_code)
+    if path.is_file():
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return CONFIG_MAPPING[fields.pop("model_type")](**fields)
+        # The fields are the user's, and each configuration class objects to them in its own way.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} is not a model's config.json: {' '.join(reason.split())[:300]}") from error
+    entry = find_entry(str(name))
+    if entry is not None:
+        return entry_config(entry)
+    if "/" not in str(name):
+        near = difflib.get_close_matches(str(name).lower(), catalogue(), n=4) or ["llama-3.2-3b", "bert-base-uncased"]
+        raise UserError(
+            f"model {name!r} is no directory or config.json here, and not in the catalogue: "
+            f"give one, a hub id (owner/name), or a name such as {', '.join(near)}"
+        )
+    return load_config(name, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

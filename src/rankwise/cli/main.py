@@ -7,6 +7,7 @@ error.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -16,6 +17,7 @@ from typer.exceptions import TyperException
 
 from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
+from rankwise.cli.estimate import estimate
 from rankwise.cli.options import options_from_config
 from rankwise.errors import RunError, UserError
 
@@ -27,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(options_from_config(compare))
+app.command()(estimate)
 app.command()(demo)
 
 
@@ -53,6 +56,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:

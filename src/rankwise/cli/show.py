@@ -33,7 +33,7 @@ def show_comparison(
             print(f"rankwise: interrupted; go on with: {command} --run {run} --resume", file=sys.stderr)
         raise
     if json:
-        _print_json(comparison.to_dict())
+        print_json(comparison.to_dict())
         return comparison
     console = Console()
     console.print(comparison_table(comparison))
@@ -50,11 +50,11 @@ def show_plan(config: ComparisonConfig, *, json: bool) -> None:
     with watched() as observe:
         plan = plan_rank_comparison(config, observe=observe)
     if json:
-        _print_json(plan.to_dict())
+        print_json(plan.to_dict())
     else:
         Console().print(plan_table(plan))
 
 
-def _print_json(document: dict[str, object]) -> None:
+def print_json(document: dict[str, object]) -> None:
     json_format.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()

@@ -7,147 +7,46 @@ help text and how text becomes its value, so an option cannot exist in one place
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from rankwise.errors import UserError
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
+from rankwise.values import (
+    distinct,
+    one_of,
+    parse_duration,
+    parse_flag,
+    parse_inner_share,
+    parse_positive,
+    parse_ranks,
+    parse_rates,
+    parse_share,
+    parse_targets,
+    parse_text,
+    whole_number,
+)
 
 AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
 Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
-T = TypeVar("T")
 
 _STARTS = {"grid": (4, 8, 16, 32), "escalate": (8, 16)}  # ranks where none are given
 
 
-def split_list(value: object) -> list[str]:
-    """The items of "4,8,16", of a YAML list, or of a single value.
-
-    >>> split_list("4, 8"), split_list([4, 8]), split_list(8)
-    (['4', '8'], ['4', '8'], ['8'])
-    """
-    items = value if isinstance(value, list | tuple) else str(value).split(",")
-    return [str(item).strip() for item in items]
-
-
-def _number(value: object, kind: type[int] | type[float], low: float, what: str) -> Any:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = kind(str(value).strip())
-    except ValueError:
-        raise UserError(f"{value!r} is not {what}") from None
-    if not (math.isfinite(number) and number >= low):
-        raise UserError(f"{value!r} is not {what}")
-    return number
-
-
-def whole_number(low: int) -> Callable[[object], int]:
-    return lambda value: int(_number(value, int, low, f"a whole number of at least {low}"))
-
-
-def _positive(value: object) -> float:
-    number = float(_number(value, float, 0, "a number above 0"))
-    if number == 0:
-        raise UserError(f"{value!r} is not a number above 0")
-    return number
-
-
-def _seconds(value: object) -> float:
-    """Seconds of a duration; a plain number is seconds.
-
-    >>> _seconds("90s"), _seconds("1.5 h"), _seconds(30)
-    (90.0, 5400.0, 30.0)
-    """
-    text = str(value).strip()
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        return _positive(_positive(text[:-1] if unit else text) * (unit or 1))
-    except UserError:
-        raise UserError(f"{value!r} is not a duration such as 90s, 30m or 2h") from None
-
-
-def _share(value: object) -> float:
-    number = float(_number(value, float, 0, "a share from 0 to below 1"))
-    if number >= 1:
-        raise UserError(f"{value!r} is not a share from 0 to below 1")
-    return number
-
-
-def _inner_share(value: object) -> float:
-    number = _share(value)
-    if number == 0:
-        raise UserError(f"{value!r} is not a share between 0 and 1")
-    return number
-
-
-def _distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T, ...]]:
-    def parsed(value: object) -> tuple[T, ...]:
-        items = tuple(parse(item) for item in split_list(value))
-        twice = sorted({str(item) for item in items if items.count(item) > 1})
-        if twice:
-            raise UserError(f"{what} {', '.join(twice)} given more than once")
-        return items
-
-    return parsed
-
-
-def _ranks(value: object) -> tuple[int, ...]:
-    return tuple(sorted(_distinct(whole_number(1), "rank")(value)))
-
-
-def _rates(value: object) -> tuple[float, ...]:
-    return tuple(sorted(_distinct(_positive, "learning rate")(value)))
+def _source(value: object) -> Source:
+    return parse_text(value) if isinstance(value, str) or value is None else value
 
 
 def _alpha(value: object) -> AlphaRule:
     if value in ("rank", "2rank"):
         return value
     try:
-        return _positive(value)
+        return parse_positive(value)
     except UserError:
         raise UserError(f"{value!r} is not rank, 2rank or a number above 0") from None
-
-
-def _targets(value: object) -> str | tuple[str, ...]:
-    """`all-linear` and regular expressions stay text, names become a list.
-
-    >>> _targets("q_proj,v_proj"), _targets("query"), _targets("all-linear"), _targets(r".*[qv]_proj")
-    (('q_proj', 'v_proj'), ('query',), 'all-linear', '.*[qv]_proj')
-    """
-    if isinstance(value, str) and (value == "all-linear" or re.search(r"[*+?()\[\]|\\^$]", value)):
-        return value
-    return tuple(dict.fromkeys(split_list(value)))
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise UserError(f"{value!r} is not true or false")
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    raise UserError(f"{value!r} is not a text")
-
-
-def _source(value: object) -> Source:
-    return _text(value) if isinstance(value, str) or value is None else value
-
-
-def _one_of(*choices: str) -> Callable[[object], Any]:
-    def parsed(value: object) -> str:
-        if value not in choices:
-            raise UserError(f"{value!r} is not one of {', '.join(choices)}")
-        return str(value)
-
-    return parsed
 
 
 def _option(default: Any, parse: Callable[[object], Any], help: str) -> Any:
@@ -162,19 +61,21 @@ class ComparisonConfig:
     (4, 8)
     """
 
-    model: str = _option("embedded", _text, "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2.")
+    model: str = _option(
+        "embedded", parse_text, "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2."
+    )
     task: Literal["classification", "docmatch"] = _option(
         "classification",
-        _one_of("classification", "docmatch"),
+        one_of("classification", "docmatch"),
         "`classification` of your data, or `docmatch`, built in.",
     )
     train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
     validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
     test: Source | None = _option(None, _source, "Test data; cut from train where not given.")
-    text: str = _option("text", _text, "Column of the text.")
-    text_pair: str | None = _option(None, _text, "Column of the second text, for pairs.")
-    label: str = _option("label", _text, "Column of the label.")
-    keep_leaked: bool = _option(False, _flag, "Keep test examples that also occur in train.")
+    text: str = _option("text", parse_text, "Column of the text.")
+    text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
+    label: str = _option("label", parse_text, "Column of the label.")
+    keep_leaked: bool = _option(False, parse_flag, "Keep test examples that also occur in train.")
     max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
     max_validation_examples: int | None = _option(None, whole_number(2), "Use this many validation examples.")
     max_test_examples: int | None = _option(
@@ -183,54 +84,54 @@ class ComparisonConfig:
     max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
     strategy: Literal["grid", "escalate"] = _option(
         "grid",
-        _one_of("grid", "escalate"),
+        one_of("grid", "escalate"),
         "`grid` trains all ranks; `escalate` starts with two, doubles while the larger is better, else goes down.",
     )
     ranks: tuple[int, ...] = _option(
-        None, _ranks, "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16]"
+        None, parse_ranks, "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16]"
     )
     budget: float | None = _option(
-        None, _seconds, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
+        None, parse_duration, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
     )
     alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
-    rslora: bool = _option(False, _flag, "Short for --scalings rslora.")
+    rslora: bool = _option(False, parse_flag, "Short for --scalings rslora.")
     scalings: tuple[Scaling, ...] = _option(
         ("alpha/rank",),
-        _distinct(_one_of("alpha/rank", "rslora"), "scaling"),
+        distinct(one_of("alpha/rank", "rslora"), "scaling"),
         "`alpha/rank`, `rslora` (alpha/sqrt(rank)), or both: the first answers, the other tells whether it agrees.",
     )
     target_modules: str | tuple[str, ...] = _option(
-        "all-linear", _targets, "Modules to adapt: `all-linear`, names, or a regular expression."
+        "all-linear", parse_targets, "Modules to adapt: `all-linear`, names, or a regular expression."
     )
-    learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), _rates, "Learning rates tried at every rank.")
+    learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), parse_rates, "Learning rates tried at every rank.")
     seeds: int = _option(3, whole_number(1), "How many seeds each rank and learning rate is trained with.")
     first_seed: int = _option(0, whole_number(0), "The first seed; the others follow it.")
     steps: int | None = _option(None, whole_number(1), "Optimiser steps of each trial.")
-    epochs: float | None = _option(None, _positive, "Passes over the training data instead of steps [3].")
+    epochs: float | None = _option(None, parse_positive, "Passes over the training data instead of steps [3].")
     batch_size: int = _option(16, whole_number(1), "Examples of one batch.")
     gradient_accumulation: int = _option(1, whole_number(1), "Batches of one optimiser step.")
-    gradient_checkpointing: bool = _option(False, _flag, "Recompute activations to save memory.")
-    warmup_ratio: float = _option(0.1, _share, "Share of the steps over which the learning rate rises.")
+    gradient_checkpointing: bool = _option(False, parse_flag, "Recompute activations to save memory.")
+    warmup_ratio: float = _option(0.1, parse_share, "Share of the steps over which the learning rate rises.")
     schedule: Literal["linear", "cosine"] = _option(
-        "linear", _one_of("linear", "cosine"), "How the learning rate then falls to 0: `linear` or `cosine`."
+        "linear", one_of("linear", "cosine"), "How the learning rate then falls to 0: `linear` or `cosine`."
     )
-    metric: Metric = _option("nll", _one_of("nll", "accuracy"), "What decides: `nll`, per-example loss, or `accuracy`.")
+    metric: Metric = _option("nll", one_of("nll", "accuracy"), "What decides: `nll`, per-example loss, or `accuracy`.")
     keep: float = _option(
-        0.95, _inner_share, "A rank suffices when it keeps this share of the largest rank's gain over rank 0."
+        0.95, parse_inner_share, "A rank suffices when it keeps this share of the largest rank's gain over rank 0."
     )
     margin: float | None = _option(
-        None, _positive, "Or when it loses less than this: nats, or a share of 1 with --metric accuracy."
+        None, parse_positive, "Or when it loses less than this: nats, or a share of 1 with --metric accuracy."
     )
-    max_grad_norm: float = _option(1.0, _positive, "Norm that each trial's gradient is clipped to.")
+    max_grad_norm: float = _option(1.0, parse_positive, "Norm that each trial's gradient is clipped to.")
     evaluations: int = _option(4, whole_number(1), "How often validation is scored.")
     dtype: Literal["auto", "float32", "bfloat16"] = _option(
-        "auto", _one_of("auto", "float32", "bfloat16"), "Base model's dtype: `auto`, `float32` or `bfloat16`."
+        "auto", one_of("auto", "float32", "bfloat16"), "Base model's dtype: `auto`, `float32` or `bfloat16`."
     )
-    device: str = _option("auto", _text, "`auto`, `cpu`, `cuda:N` or `mps`.")
+    device: str = _option("auto", parse_text, "`auto`, `cpu`, `cuda:N` or `mps`.")
     pack_size: int | None = _option(
         None, whole_number(1), "Most trials trained together; chosen to fit where not given."
     )
-    trust_remote_code: bool = _option(False, _flag, "Run code that the model brings.")
+    trust_remote_code: bool = _option(False, parse_flag, "Run code that the model brings.")
 
     def __post_init__(self) -> None:
         for option in fields(self):

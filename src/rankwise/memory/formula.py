@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from rankwise.base.shapes import LinearLayer, head_modules, match_targets, meta_model
-from rankwise.base.source import load_config
+from rankwise.base.shapes import LinearLayer, head_modules, match_targets, meta_model, within
+from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.records import ParameterCount
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import nn
     from transformers import PreTrainedConfig
 
@@ -22,11 +25,16 @@ def estimate_lora_params(
     target_modules: str | Sequence[str] = "all-linear",
     *,
     num_labels: int = 2,
+    bias: Literal["none", "all", "lora_only"] = "none",
+    use_dora: bool = False,
+    modules_to_save: Sequence[str] = (),
+    rank_pattern: Mapping[str, int] | None = None,
 ) -> ParameterCount:
-    """What PEFT would train when this model classifies sequences: adapters and heads apart.
+    """What PEFT would train: the adapters' parameters, and those of what is trained in full, heads and biases.
 
-    A name, a directory or a configuration needs no weights; `num_labels` sets the size of its head. A
-    module is counted as it is. Heads are those that PEFT knows; a module that only a checkpoint
+    A name, a directory, a `config.json` or a configuration needs no weights, and stands for the model
+    that classifies sequences, `num_labels` being the size of its head; a module is counted as it is. The keywords
+    are those of PEFT's `LoraConfig`. Heads are those that PEFT knows; a module that only a checkpoint
     shows to be missing, such as a pooler, is trained in full as well and is not counted here.
 
     >>> from transformers import BertConfig
@@ -38,14 +46,38 @@ def estimate_lora_params(
     if rank < 1:
         raise UserError(f"rank {rank}: an adapter's rank is at least 1")
     if isinstance(model, str | Path):
-        model = load_config(model)
+        model = find_config(model)
     module = model if isinstance(model, nn.Module) else meta_model(model, num_labels=num_labels)
-    heads = head_modules(module)
-    layers = match_targets(module, target_modules, trained=heads)
-    return ParameterCount(
-        adapters=sum(layer.lora_params(rank) for layer in layers),
-        heads=sum(parameter.numel() for name in heads for parameter in module.get_submodule(name).parameters()),
+    saved = (*head_modules(module), *_saved_modules(module, modules_to_save))
+    layers = adapted_layers(module, target_modules, trained=saved)
+    adapters = sum(
+        layer.lora_params(_rank_of(layer, rank, rank_pattern or {})) + (layer.d_out if use_dora else 0)
+        for layer in layers
     )
+    adapted = {layer.name for layer in layers}
+    in_full = {
+        name: parameter.numel()
+        for name, parameter in module.named_parameters()
+        if within(name, saved)
+        or (name.endswith("bias") and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted)))
+    }
+    return ParameterCount(adapters=adapters, heads=sum(in_full.values()))
+
+
+def adapted_layers(
+    module: nn.Module, target_modules: str | Sequence[str], *, trained: Sequence[str] = ()
+) -> tuple[LinearLayer, ...]:
+    """The linear maps that PEFT puts adapters on: linear layers, and the experts of a mixture of experts.
+
+    transformers 5 keeps experts as one parameter of three axes, and PEFT turns the names that its older
+    checkpoints had (and `all-linear`) into such parameters: an adapter for each expert, with twice the rank where one
+    parameter fuses two of the old ones.
+    """
+    parameters = tuple(_adapted_parameters(module, target_modules))
+    if not parameters:
+        return match_targets(module, target_modules, trained=trained)
+    rest = _converted(module, target_modules).target_modules
+    return (*match_targets(module, sorted(rest), trained=trained), *parameters) if rest else parameters
 
 
 def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[str, ...]:
@@ -65,3 +97,40 @@ def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[st
                 f"({exceeded[0]}: {full[exceeded[0]]}): there its parameters are redundant"
             )
     return tuple(warnings)
+
+
+def _saved_modules(module: nn.Module, modules_to_save: Sequence[str]) -> Iterator[str]:
+    for wanted in modules_to_save:
+        named = [name for name, _ in module.named_modules() if name == wanted or name.endswith(f".{wanted}")]
+        if not named:
+            raise UserError(f"module to save {wanted!r} is no module of the model")
+        yield from named
+
+
+def _rank_of(layer: LinearLayer, rank: int, rank_pattern: Mapping[str, int]) -> int:
+    """PEFT's rule: the first pattern that a module's name ends with, as a regular expression."""
+    for pattern, other in rank_pattern.items():
+        if re.match(rf"(.*\.)?({pattern})$", layer.name):
+            return other
+    return rank
+
+
+def _converted(module: nn.Module, target_modules: str | Sequence[str]) -> LoraConfig:
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(r=1, target_modules=target_modules if isinstance(target_modules, str) else list(target_modules))
+    convert_peft_config_for_transformers(config, module, None)
+    return config
+
+
+def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) -> Iterator[LinearLayer]:
+    # Importing PEFT takes seconds, and only a mixture of experts needs its rules.
+    if not any(parameter.ndim == 3 for parameter in module.parameters()):
+        return
+    config = _converted(module, target_modules)
+    for name, parameter in module.named_parameters():
+        if any(name == target or name.endswith(f".{target}") for target in config.target_parameters or ()):
+            d_out, d_in = parameter.shape[-2:]
+            layer = LinearLayer(name, d_in, d_out, experts=parameter.shape[0] if parameter.ndim == 3 else 1)
+            yield replace(layer, rank_factor=_rank_of(layer, 1, config.rank_pattern))

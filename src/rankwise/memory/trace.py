@@ -1,0 +1,171 @@
+"""Follow every storage that a training step allocates: when it is born, when it dies, what it is for.
+
+The tracker is a dispatch mode, so it sees what kernels return, on fake tensors as on real ones; what a
+kernel allocates for itself while it runs it does not see.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import FrameType
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+Kind: TypeAlias = Literal[
+    "base_weights", "adapter_weights", "gradients", "optimizer_states", "activations", "temporaries"
+]
+KINDS: tuple[Kind, ...] = (
+    "base_weights",
+    "adapter_weights",
+    "gradients",
+    "optimizer_states",
+    "activations",
+    "temporaries",
+)
+_MODEL_CODE = ("/transformers/models/", "/transformers/loss/", "/transformers_modules/")
+
+
+@dataclass
+class Storage:
+    """One storage of `nbytes`, and the line of the model's code that asked for it."""
+
+    nbytes: int
+    kind: Kind
+    place: str
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes that were live at once, by kind, and where in the model's code that was."""
+
+    bytes_by_kind: dict[Kind, int]
+    place: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.bytes_by_kind.values())
+
+
+@dataclass
+class Trace:
+    """Storages, and the order in which they came and went: `i` is the birth of storage i, `~i` its death."""
+
+    storages: list[Storage] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+
+    def peak(self, rounded: Callable[[int], int] = lambda nbytes: nbytes) -> Peak:
+        """The peak where an allocation of n bytes takes `rounded(n)`; the rounding counts as temporaries."""
+        live = most = 0
+        at = -1
+        for number, event in enumerate(self.events):
+            if event < 0:
+                live -= rounded(self.storages[~event].nbytes)
+                continue
+            live += rounded(self.storages[event].nbytes)
+            if live > most:
+                most, at = live, number
+        by_kind: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        for index in _live_after(self.events[: at + 1]):
+            storage = self.storages[index]
+            by_kind[storage.kind] += storage.nbytes
+            by_kind["temporaries"] += rounded(storage.nbytes) - storage.nbytes
+        return Peak(by_kind, self.storages[self.events[at]].place if self.events else "")
+
+
+def _live_after(events: Iterable[int]) -> set[int]:
+    live: set[int] = set()
+    for event in events:
+        if event < 0:
+            live.discard(~event)
+        else:
+            live.add(event)
+    return live
+
+
+class StorageTracker(TorchDispatchMode):
+    """Records a `Trace` of what is allocated while it is active.
+
+    In the `forward` phase, and where a backward pass recomputes the forward, what is allocated counts
+    as activations; in the others as temporaries. `claim` says otherwise of tensors that are known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = Trace()
+        self._phase: Literal["forward", "backward", "update"] = "forward"
+        self._index: dict[int, int] = {}
+        self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        # The place of a backward operation is that of the forward operation whose gradient it computes.
+        self._places: dict[int, str] = {}
+
+    @contextmanager
+    def phase(self, phase: Literal["forward", "backward", "update"]) -> Iterator[None]:
+        before, self._phase = self._phase, phase
+        yield
+        self._phase = before
+
+    def claim(self, tensors: Iterable[Tensor], kind: Kind) -> None:
+        """Say what these tensors' storages are for; those not seen before are born now."""
+        for tensor in tensors:
+            self._see(tensor.untyped_storage(), kind, "")
+            index = self._index.get(tensor.untyped_storage()._cdata)
+            if index is not None:
+                self.trace.storages[index].kind = kind
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        place: str | None = None
+        for leaf in tree_iter(returned):
+            if isinstance(leaf, Tensor):
+                if place is None:
+                    place = self._place()
+                recomputed = self._phase == "backward" and torch.is_grad_enabled()
+                kind: Kind = "activations" if self._phase == "forward" or recomputed else "temporaries"
+                self._see(leaf.untyped_storage(), kind, place)
+        return returned
+
+    def _see(self, storage: torch.UntypedStorage, kind: Kind, place: str) -> None:
+        key = storage._cdata
+        if key in self._index or storage.nbytes() == 0:
+            return
+        index = len(self.trace.storages)
+        self.trace.storages.append(Storage(storage.nbytes(), kind, place))
+        self.trace.events.append(index)
+        self._index[key] = index
+        self._watched[key] = weakref.ref(storage, lambda _: self._died(key))
+
+    def _died(self, key: int) -> None:
+        del self._watched[key]
+        self.trace.events.append(~self._index.pop(key))
+
+    def _place(self) -> str:
+        if self._phase == "update":
+            return "the optimiser's step"
+        node = torch._C._current_autograd_node() if self._phase == "backward" else None
+        if node is not None and not torch.is_grad_enabled():
+            place = self._places.get(node._sequence_nr(), "")
+            return f"the backward pass of {place}" if place else "the backward pass"
+        place = _line_of_the_model(sys._getframe(2))
+        # The operation's node has just been made: it has the number before the next.
+        self._places[torch.autograd._get_sequence_nr() - 1] = place  # type: ignore[attr-defined]
+        return place
+
+
+def _line_of_the_model(frame: FrameType | None) -> str:
+    while frame is not None:
+        code = frame.f_code
+        if any(part in code.co_filename for part in _MODEL_CODE):
+            return f"{PurePath(code.co_filename).name}:{frame.f_lineno} ({code.co_qualname})"
+        frame = frame.f_back
+    return ""

@@ -1,0 +1,124 @@
+"""How text becomes a value: what the command line and configuration files give. `UserError` says what would do."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rankwise.errors import UserError
+
+T = TypeVar("T")
+
+
+def split_list(value: object) -> list[str]:
+    """The items of "4,8,16", of a YAML list, or of a single value.
+
+    >>> split_list("4, 8"), split_list([4, 8]), split_list(8)
+    (['4', '8'], ['4', '8'], ['8'])
+    """
+    items = value if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(item).strip() for item in items]
+
+
+def _number(value: object, kind: type[int] | type[float], low: float, what: str) -> Any:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = kind(str(value).strip())
+    except ValueError:
+        raise UserError(f"{value!r} is not {what}") from None
+    if not (math.isfinite(number) and number >= low):
+        raise UserError(f"{value!r} is not {what}")
+    return number
+
+
+def whole_number(low: int) -> Callable[[object], int]:
+    return lambda value: int(_number(value, int, low, f"a whole number of at least {low}"))
+
+
+def parse_positive(value: object) -> float:
+    number = float(_number(value, float, 0, "a number above 0"))
+    if number == 0:
+        raise UserError(f"{value!r} is not a number above 0")
+    return number
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of a duration; a plain number is seconds.
+
+    >>> parse_duration("90s"), parse_duration("1.5 h"), parse_duration(30)
+    (90.0, 5400.0, 30.0)
+    """
+    text = str(value).strip()
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return parse_positive(parse_positive(text[:-1] if unit else text) * (unit or 1))
+    except UserError:
+        raise UserError(f"{value!r} is not a duration such as 90s, 30m or 2h") from None
+
+
+def parse_share(value: object) -> float:
+    number = float(_number(value, float, 0, "a share from 0 to below 1"))
+    if number >= 1:
+        raise UserError(f"{value!r} is not a share from 0 to below 1")
+    return number
+
+
+def parse_inner_share(value: object) -> float:
+    number = parse_share(value)
+    if number == 0:
+        raise UserError(f"{value!r} is not a share between 0 and 1")
+    return number
+
+
+def distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T, ...]]:
+    def parsed(value: object) -> tuple[T, ...]:
+        items = tuple(parse(item) for item in split_list(value))
+        twice = sorted({str(item) for item in items if items.count(item) > 1})
+        if twice:
+            raise UserError(f"{what} {', '.join(twice)} given more than once")
+        return items
+
+    return parsed
+
+
+def parse_ranks(value: object) -> tuple[int, ...]:
+    return tuple(sorted(distinct(whole_number(1), "rank")(value)))
+
+
+def parse_rates(value: object) -> tuple[float, ...]:
+    return tuple(sorted(distinct(parse_positive, "learning rate")(value)))
+
+
+def parse_targets(value: object) -> str | tuple[str, ...]:
+    """`all-linear` and regular expressions stay text, names become a list.
+
+    >>> parse_targets("q_proj,v_proj"), parse_targets("query"), parse_targets(r".*[qv]_proj")
+    (('q_proj', 'v_proj'), ('query',), '.*[qv]_proj')
+    """
+    if isinstance(value, str) and (value == "all-linear" or re.search(r"[*+?()\[\]|\\^$]", value)):
+        return value
+    return tuple(dict.fromkeys(split_list(value)))
+
+
+def parse_flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise UserError(f"{value!r} is not true or false")
+
+
+def parse_text(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    raise UserError(f"{value!r} is not a text")
+
+
+def one_of(*choices: str) -> Callable[[object], Any]:
+    def parsed(value: object) -> str:
+        if value not in choices:
+            raise UserError(f"{value!r} is not one of {', '.join(choices)}")
+        return str(value)
+
+    return parsed

@@ -1,0 +1,96 @@
+"""The tracker against plain arithmetic: what is live when, and what for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise.memory.trace import Storage, StorageTracker, Trace
+
+
+def test_a_storage_lives_as_long_as_a_tensor_or_a_view_of_it() -> None:
+    with StorageTracker() as tracker:
+        held = torch.zeros(100)
+        view = held[10:]
+        del held
+        other = torch.zeros(50)
+        del view, other
+        torch.zeros(10)
+    assert [storage.nbytes for storage in tracker.trace.storages] == [400, 200, 40]
+    assert tracker.trace.events == [0, 1, ~0, ~1, 2, ~2] or tracker.trace.events == [0, 1, ~1, ~0, 2, ~2]
+    assert tracker.trace.peak().bytes == 600
+
+
+def test_what_works_in_place_allocates_nothing() -> None:
+    tensor = torch.zeros(100)
+    tracker = StorageTracker()
+    tracker.claim([tensor], "base_weights")
+    with tracker:
+        tensor.add_(1).view(10, 10).t_()
+    assert tracker.trace.events == [0]
+
+
+def test_kinds_follow_the_phase_and_what_is_claimed() -> None:
+    weight = torch.ones(8, 8, requires_grad=True)
+    tracker = StorageTracker()
+    tracker.claim([weight], "adapter_weights")
+    with tracker:
+        with tracker.phase("forward"):
+            loss = (weight @ weight).sum()
+        with tracker.phase("backward"):
+            loss.backward()
+    assert weight.grad is not None
+    tracker.claim([weight.grad], "gradients")
+    kinds = [storage.kind for storage in tracker.trace.storages]
+    assert kinds[0] == "adapter_weights"
+    assert kinds.count("gradients") == 1
+    assert kinds[1:3] == ["activations", "activations"]
+    assert "temporaries" in kinds
+
+
+def test_what_a_backward_pass_computes_again_is_an_activation() -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        return x.sin().cos()
+
+    x = torch.ones(1000, requires_grad=True)
+    tracker = StorageTracker()
+    with tracker:
+        with tracker.phase("forward"):
+            loss = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).sum()
+        before = len(tracker.trace.storages)
+        with tracker.phase("backward"):
+            loss.backward()
+    again = [storage for storage in tracker.trace.storages[before:] if storage.kind == "activations"]
+    assert [storage.nbytes for storage in again] == [4000]  # sin(x); cos is not needed
+
+
+events = st.lists(st.tuples(st.integers(0, 5000), st.booleans()), min_size=1, max_size=60)
+
+
+@given(events)
+def test_the_peak_is_the_largest_sum_of_what_is_live(steps: list[tuple[int, bool]]) -> None:
+    trace, live, sums = Trace(), [], [0]
+    for nbytes, dies in steps:
+        trace.storages.append(Storage(nbytes, "activations", ""))
+        index = len(trace.storages) - 1
+        trace.events.append(index)
+        live.append(index)
+        sums.append(sum(trace.storages[one].nbytes for one in live))
+        if dies:
+            trace.events.append(~live.pop(0))
+    assert trace.peak().bytes == max(sums)
+    assert trace.peak(lambda nbytes: 2 * nbytes + 1).bytes >= 2 * max(sums)
+
+
+def test_an_empty_trace_has_no_peak() -> None:
+    assert Trace().peak().bytes == 0
+
+
+@pytest.mark.parametrize("kind", ["activations", "gradients"])
+def test_rounding_counts_as_temporary(kind: str) -> None:
+    trace = Trace([Storage(100, kind, "")], [0])  # type: ignore[arg-type]
+    peak = trace.peak(lambda nbytes: 512)
+    assert peak.bytes_by_kind[kind] == 100  # type: ignore[index]
+    assert peak.bytes_by_kind["temporaries"] == 412
