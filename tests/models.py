@@ -82,10 +82,10 @@ def save_model(
 
 
 def peft_model(model: PreTrainedModel, **settings: Any) -> PeftModel:
-    """What PEFT makes of a classification model: the oracle. It is changed in place."""
+    """What PEFT makes of a model, one that classifies unless the settings say so: the oracle. Changed in place."""
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     with _without_deprecations(), torch.device(model.device):
-        return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=transposed, **settings))
+        return get_peft_model(model, LoraConfig(**{"task_type": "SEQ_CLS", "fan_in_fan_out": transposed} | settings))
 
 
 def load_peft_model(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:

@@ -8,8 +8,8 @@ precision plugin and loss. Its loop is written out here, with what it keeps aliv
         torchao==0.1 bitsandbytes==0.41.0
     lit/bin/pip install omegaconf sentencepiece tiktoken tqdm scipy jsonargparse docstring_parser \
         lightning-utilities torchmetrics requests "setuptools<81"
-    lit/bin/python -m benchmarks.memory.published --out benchmarks/memory/published.json torchtune litgpt
-    python -m benchmarks.memory.published --out benchmarks/memory/published.json peft
+    lit/bin/python -m benchmarks.memory.published --out benchmarks/results/memory.json torchtune litgpt
+    python -m benchmarks.memory.published --out benchmarks/results/memory.json peft
 
 Each run replaces the rows of the trainers it is given and keeps the others.
 """
@@ -19,14 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rankwise.memory.build import give_storage
 from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
@@ -34,7 +32,7 @@ from rankwise.memory.simulate import fake_tensors
 from rankwise.memory.trace import StorageTracker, Trace
 
 GB = 10**9
-SHORT = 128  # tokens of a batch that is not the longest; Alpaca's are about as long
+SHORT = 128  # tokens of the batches around the longest; the peak is not theirs
 
 
 @dataclass
@@ -104,11 +102,12 @@ def peft() -> Iterator[Row]:
                     optimizer.step()
         return tracker.trace
 
+    def own_step(model: nn.Module, device: torch.device) -> Trace:
+        return trace_step(model, settings, device)
+
     steps: dict[str, Callable[[nn.Module, torch.device], Trace]] = {
-        "the step of rankwise's estimate, which lets the model's output go": lambda model, device: trace_step(
-            model, settings, device
-        ),
-        "the output is kept until the next batch's replaces it; all batches are padded to 768": kept_step,
+        "every batch is 768 long and padded; the step of rankwise's estimate, which lets the output go": own_step,
+        "every batch is 768 long and padded; the output is kept until the next one replaces it": kept_step,
     }
     for rank, figure, of in (
         (64, measured, ""),
@@ -228,7 +227,7 @@ def _litgpt_trace(name: str, precision: str, micro_batch: int, length: int) -> T
         model = GPT(config)
     mark_only_lora_as_trainable(model)
     model = fabric.setup_module(model, move_to_device=False)
-    with fake_tensors(cuda=True) as device, _cuda_dropout():
+    with fake_tensors(cuda=True) as device:
         scales = list(_quantize(model, double=precision == "nf4-dq")) if quantized else []
         give_storage(model, device)
         model.max_seq_length = length
@@ -283,20 +282,6 @@ def _dequantize(packed: Tensor, quant_state: list[Any]) -> Tensor:
         absmax += nested[0]
     out = torch.empty(shape, dtype=dtype)
     return out.t() if packed.shape[0] == 1 else out
-
-
-@contextmanager
-def _cuda_dropout() -> Iterator[None]:
-    """Dropout as on CUDA, where it keeps a mask of one byte an element; a CPU keeps it in the input's dtype."""
-
-    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
-
-    before, functional.dropout = functional.dropout, dropout
-    try:
-        yield
-    finally:
-        functional.dropout = before
 
 
 TRAINERS = {"peft": peft, "torchtune": torchtune, "litgpt": litgpt}

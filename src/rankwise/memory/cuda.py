@@ -23,7 +23,7 @@ from rankwise.memory.trace import Trace
 # autograd's. Source: `parseChosenWorkspaceSize` in torch's CUDABlas.cpp; a Hopper GPU takes four times as much.
 WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
 
-_CPU_ATTENTION = functional.scaled_dot_product_attention
+_CPU_ATTENTION, _CPU_DROPOUT = functional.scaled_dot_product_attention, functional.dropout
 _MIB = 1 << 20
 _SMALL = _MIB
 _SMALL_SEGMENT = 2 * _MIB
@@ -39,6 +39,7 @@ def rounded(nbytes: int) -> int:
 @dataclass(eq=False)
 class _Block:
     size: int
+    address: int
     free: bool = False
     before: _Block | None = None
     after: _Block | None = None
@@ -50,6 +51,7 @@ class _Pool:
     def __init__(self, *, small: bool) -> None:
         self.small = small
         self.reserved = 0
+        # Of blocks of one size the allocator takes that of the lowest address.
         self._free: list[tuple[int, int, _Block]] = []
 
     def allocate(self, size: int) -> _Block:
@@ -58,7 +60,7 @@ class _Pool:
         block.free = False
         rest = block.size - size
         if rest >= 512 if self.small else rest > _SMALL:
-            tail = _Block(rest, before=block, after=block.after)
+            tail = _Block(rest, block.address + size, before=block, after=block.after)
             if block.after is not None:
                 block.after.before = tail
             block.size, block.after = size, tail
@@ -84,15 +86,16 @@ class _Pool:
             total = _MEDIUM_SEGMENT
         else:
             total = -(-size // _SMALL_SEGMENT) * _SMALL_SEGMENT
+        segment = _Block(total, address=self.reserved)
         self.reserved += total
-        return _Block(total)
+        return segment
 
     def _put(self, block: _Block) -> None:
         block.free = True
-        bisect.insort(self._free, (block.size, id(block), block))
+        bisect.insort(self._free, (block.size, block.address, block))
 
     def _take(self, block: _Block) -> None:
-        del self._free[bisect.bisect_left(self._free, (block.size, id(block)))]
+        del self._free[bisect.bisect_left(self._free, (block.size, block.address))]
 
 
 def reserved_bytes(trace: Trace) -> int:
@@ -115,18 +118,25 @@ def reserved_bytes(trace: Trace) -> int:
 
 
 @contextmanager
-def cuda_attention() -> Iterator[None]:
-    """Within the `with` block scaled dot-product attention allocates what its CUDA kernels do.
+def cuda_kernels() -> Iterator[None]:
+    """Within the `with` block attention and dropout allocate what their CUDA kernels do.
 
-    Without a mask that is FlashAttention, which does not repeat the keys and values of grouped queries. With one
+    Attention without a mask is FlashAttention, which does not repeat the keys and values of grouped queries. With one
     it is the memory-efficient kernel, which holds the mask as a bias; models repeat keys and values for it.
+    Dropout keeps a byte an element, where a CPU keeps the noise in the input's dtype.
     """
     # A torch function mode would not reach the forward that a checkpointed backward runs again.
-    functional.scaled_dot_product_attention = _attend
+    functional.scaled_dot_product_attention, functional.dropout = _attend, _dropout
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = _CPU_ATTENTION
+        functional.scaled_dot_product_attention, functional.dropout = _CPU_ATTENTION, _CPU_DROPOUT
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or not 0 < p < 1:
+        return _CPU_DROPOUT(input, p, training, inplace)
+    return torch.native_dropout(input, p, training)[0]
 
 
 def _attend(
@@ -159,16 +169,13 @@ def _bias(mask: Tensor, query: Tensor) -> Tensor:
     return functional.pad(bias, (0, -bias.shape[-1] % 16)) if bias.shape[-1] % 16 else bias
 
 
-def _output(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    batch, heads, length, _ = query.shape
-    out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
-    return out, query.new_empty(batch, heads, length, dtype=torch.float32)
-
-
 class _Flash(torch.autograd.Function):
+    # Its output is laid out as the query is. Source: `meta__scaled_dot_product_flash_attention` in torch's
+    # _meta_registrations.py, and the next class's beside it.
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out, logsumexp = _output(query, value)
+        out = torch.empty_like(query)
+        logsumexp = query.new_empty(query.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, logsumexp)
         return out
 
@@ -190,7 +197,9 @@ class _Flash(torch.autograd.Function):
 class _MemoryEfficient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        out, logsumexp = _output(query, value)
+        batch, heads, length, _ = query.shape
+        out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        logsumexp = query.new_empty(batch, heads, -(-length // 32) * 32, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, bias, out, logsumexp)
         return out
 
@@ -199,6 +208,8 @@ class _MemoryEfficient(torch.autograd.Function):
         query, key, value, _, _, logsumexp = ctx.saved_tensors
         accumulated = query.new_empty(query.shape, dtype=torch.float32)
         delta = torch.empty_like(logsumexp)
-        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        gradients = [
+            tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in (query, key, value)
+        ]
         del accumulated, delta
         return *gradients, None

@@ -88,6 +88,8 @@ def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[st
     full = {layer.name: min(layer.d_in, layer.d_out) for layer in layers}
     warnings = []
     for rank in ranks:
+        if rank < 1:
+            raise UserError(f"rank {rank}: an adapter's rank is at least 1")
         exceeded = [name for name, most in full.items() if rank > most]
         if len(exceeded) == len(full):
             raise UserError(f"rank {rank} is more than any adapted layer has: the largest is {max(full.values())}")

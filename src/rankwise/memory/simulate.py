@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import masking_utils
 
 from rankwise.memory.build import is_causal, quantization_state
-from rankwise.memory.cuda import cuda_attention
+from rankwise.memory.cuda import cuda_kernels
 from rankwise.memory.settings import Optimizer, StepSettings
 from rankwise.memory.trace import StorageTracker, Trace
 
@@ -74,7 +74,7 @@ def fake_tensors(*, cuda: bool) -> Iterator[torch.device]:
     # Whether a row holds several sequences is read off its positions, which a fake tensor has not: here it does not.
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
-        with FakeTensorMode(), cuda_attention() if cuda else nullcontext():
+        with FakeTensorMode(), cuda_kernels() if cuda else nullcontext():
             yield torch.device("cpu")
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise Unsimulated(f"the model's code depends on values ({error}) and cannot be simulated") from error
