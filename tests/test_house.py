@@ -22,6 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "base.load": {"base.shapes", "base.source"},
     "lora": {"base"},
     "memory": {"lora", "base"},
+    "memory.estimate": {"memory", "base"},
+    "memory.pack": {"memory", "train", "tasks", "lora", "base"},
     "memory.formula": {"memory.settings", "base.shapes", "base.source"},
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},

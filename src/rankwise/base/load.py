@@ -146,18 +146,41 @@ def load_base(
         model.to(chosen_device)
     missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     fresh = frozenset(key.rpartition(".")[0] for key in missing)
-    trained = _trained_modules(model, fresh)
-    _check_checkpoint(name, model, fresh, trained)
-    model.requires_grad_(False)
-    _remove_dropout(model)
-    model.train()
-    return BaseModel(
+    base = describe_base(
         name=str(name),
         revision=_model_hash(Path(located)) if local else model.config._commit_hash,
         model=model,
         tokenizer=tokenizer,
         device=chosen_device,
         dtype=chosen_dtype,
+        fresh=fresh,
+    )
+    _check_checkpoint(name, model, fresh, base.trained_modules)
+    return base
+
+
+def describe_base(
+    *,
+    name: str,
+    revision: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: Literal["float32", "bfloat16"],
+    fresh: frozenset[str],
+) -> BaseModel:
+    """Freeze a model, which is changed in place, and find what is trained in full beside an adapter."""
+    model.requires_grad_(False)
+    remove_dropout(model)
+    model.train()
+    trained = _trained_modules(model, fresh)
+    return BaseModel(
+        name=name,
+        revision=revision,
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
         trained_modules=trained,
         fresh_modules=fresh,
         trained_shapes={
@@ -212,7 +235,8 @@ def _check_checkpoint(
         )
 
 
-def _remove_dropout(model: PreTrainedModel) -> None:
+def remove_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout probability to 0, in place."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

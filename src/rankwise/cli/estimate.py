@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rankwise.memory.gpus import gpu_bytes
-from rankwise.memory.settings import Attention, Dtype, Loss, Method, Optimizer, Quantization, StepSettings
+from rankwise.memory.settings import Attention, Dtype, Engine, Loss, Method, Optimizer, Quantization, StepSettings
 from rankwise.values import parse_ranks, parse_targets
 
 _STEP = StepSettings()
@@ -44,6 +44,10 @@ def estimate(
     gpu: Annotated[
         str | None, typer.Option(help="Say what fits: rtx4090, a100-80, h200 …, or a size such as 24GiB.")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What trains: peft, or a pack of several adapters as in `rankwise compare`.")
+    ] = "peft",
+    pack_size: Annotated[int, typer.Option(min=1, help="Adapters trained together, with --engine pack.")] = 1,
     method: Annotated[
         Method, typer.Option(help="Simulate a step of the model's own code, or use a formula: at once, and rough.")
     ] = "simulate",
@@ -73,7 +77,15 @@ def estimate(
     from rankwise.cli.show import print_json
     from rankwise.memory.estimate import estimate_ranks
 
-    estimated = estimate_ranks(model, chosen_ranks, targets, settings, gpu_bytes=room, method=method)
+    estimated = estimate_ranks(
+        model,
+        chosen_ranks,
+        targets,
+        settings,
+        gpu_bytes=room,
+        method=method,
+        pack_size=pack_size if engine == "pack" else 0,
+    )
     if json:
         print_json(estimated.to_dict())
         return
@@ -85,5 +97,5 @@ def estimate(
     console.print(estimate_table(estimated))
     if layers:
         console.print(layer_table(estimated))
-    if gpu is not None:
+    if estimated.methods:
         console.print(methods_table(estimated))

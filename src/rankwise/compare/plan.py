@@ -48,15 +48,10 @@ def usable_bytes(free_bytes: int) -> int:
     return int(free_bytes * _MEMORY_SHARE)
 
 
-def trials_that_fit(*, free_bytes: int, base_bytes: int, peak_bytes: int | None) -> int:
-    """How many trials a pack may have, from the measured peak of one trial's step (base model included).
+def trials_that_fit(*, free_bytes: int, trial_bytes: int) -> int:
+    """How many trials a pack may have, of which each takes so much beside the base model, which is in memory already.
 
-    1 where no peak could be measured. The base model is in memory already, so it takes nothing of what is free.
-
-    >>> trials_that_fit(free_bytes=10_000, base_bytes=3_000, peak_bytes=5_000)
+    >>> trials_that_fit(free_bytes=10_000, trial_bytes=2_000)
     4
     """
-    if peak_bytes is None:
-        return 1
-    per_trial = max(1, peak_bytes - base_bytes)
-    return min(MOST_TRIALS, max(1, usable_bytes(free_bytes) // per_trial))
+    return min(MOST_TRIALS, max(1, usable_bytes(free_bytes) // max(1, trial_bytes)))

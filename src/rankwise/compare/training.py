@@ -19,6 +19,7 @@ from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.schedule import Leg, next_leg, running, settled
 from rankwise.lora.peft_io import write_adapter
+from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
 from rankwise.train.cost import StepCost, measure_costs
@@ -69,12 +70,29 @@ def pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
     """How many trials a pack has at most: as was asked for, or what fits into the memory that is free."""
     if prepared.config.pack_size is not None:
         return prepared.most_trials
-    peaks = [cost.peak_bytes for cost in costs.values()]
-    peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
-    fitting = trials_that_fit(
-        free_bytes=free_bytes(prepared.base.device), base_bytes=prepared.base.bytes, peak_bytes=peak
-    )
-    return min(fitting, prepared.most_trials)
+    peaks = [cost.peak_bytes - prepared.base.bytes for cost in costs.values() if cost.peak_bytes is not None]
+    takes = max([*peaks, *_simulated_bytes(prepared)], default=None)
+    if takes is None:
+        return 1
+    return min(trials_that_fit(free_bytes=free_bytes(prepared.base.device), trial_bytes=takes), prepared.most_trials)
+
+
+def _simulated_bytes(prepared: Prepared) -> list[int]:
+    """What one more trial of the largest rank takes at the longest batch; nothing where it cannot be simulated."""
+    if not prepared.packable:
+        return []
+    trials = [prepared.config.trial(max(prepared.config.ranks), 1e-3, seed) for seed in (0, 1)]
+    length = int(prepared.task.train.input_ids.lengths.max())
+    cuda = prepared.base.device.type == "cuda"
+    try:
+        one, two = (
+            simulate_pack(prepared.base, trials[:count], prepared.targets, prepared.settings, length, cuda=cuda)
+            for count in (1, 2)
+        )
+    # A model's code may do anything with tensors that have no values; what was measured then stands alone.
+    except Exception:
+        return []
+    return [two.peak().bytes - one.peak().bytes]
 
 
 def free_bytes(device: torch.device) -> int:

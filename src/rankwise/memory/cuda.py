@@ -208,8 +208,6 @@ class _MemoryEfficient(torch.autograd.Function):
         query, key, value, _, _, logsumexp = ctx.saved_tensors
         accumulated = query.new_empty(query.shape, dtype=torch.float32)
         delta = torch.empty_like(logsumexp)
-        gradients = [
-            tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in (query, key, value)
-        ]
+        gradients = [tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in (query, key, value)]
         del accumulated, delta
         return *gradients, None

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from rankwise.base.shapes import LinearLayer, head_modules, linear_layers, model_positions
+from rankwise.base.shapes import LinearLayer, head_modules, linear_layers, match_targets, model_positions
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.memory.build import adapt, give_storage, is_causal, meta_step_model
 from rankwise.memory.closed_form import closed_form
 from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
 from rankwise.memory.formula import adapted_layers, check_ranks
+from rankwise.memory.pack import pack_of, simulate_pack
 from rankwise.memory.settings import DTYPE_BYTES, Method, StepSettings
 from rankwise.memory.simulate import Unsimulated, fake_tensors, trace_step
+from rankwise.memory.trace import Trace
 from rankwise.records import LayerGroup, MemoryEstimate, MemoryParts, ModelEstimate, RankEstimate, TrainingCost
 
 if TYPE_CHECKING:
@@ -67,21 +69,30 @@ def estimate_ranks(
     *,
     gpu_bytes: int | None = None,
     method: Method = "simulate",
+    pack_size: int = 0,
 ) -> ModelEstimate:
-    """Each rank's cost beside that of full fine-tuning; with the bytes of a GPU also what fits there."""
+    """Each rank's cost beside that of full fine-tuning; with the bytes of a GPU also what fits there.
+
+    With a `pack_size` the memory is that of so many adapters of a rank, trained together as `rankwise compare` does,
+    on the model that classifies sequences; else of one adapter, trained by PEFT.
+    """
     started = time.perf_counter()
     settings = settings or StepSettings()
     ranks = sorted(set(ranks))
-    subject = _Subject(model, target_modules, method)
+    subject = _Subject(model, target_modules, method, pack_size)
     notes = check_ranks(ranks, subject.adapted)
     rows = tuple(_row(subject, rank, ranks, settings, gpu_bytes) for rank in ranks)
     full = _cost(subject, None, settings, gpu_bytes)
     qlora = settings if settings.quantize != "none" else replace(settings, quantize="nf4")
-    methods = () if gpu_bytes is None else (full, rows[0].cost, _cost(subject, ranks[0], qlora, gpu_bytes))
+    methods: tuple[TrainingCost, ...] = ()
+    if gpu_bytes is not None and not pack_size:
+        methods = (full, rows[0].cost, _cost(subject, ranks[0], qlora, gpu_bytes))
     return ModelEstimate(
         model=str(model) if isinstance(model, str | Path) else model.model_type,
         total_params=subject.total_params,
-        settings={"method": subject.method} | asdict(settings) | {"padding": settings.padded},
+        settings={"method": subject.method, "pack_size": pack_size or None}
+        | asdict(settings)
+        | {"padding": settings.padded},
         target_modules=target_modules if isinstance(target_modules, str) else tuple(target_modules),
         linear_layers=subject.groups(),
         full_fine_tuning=full,
@@ -98,10 +109,13 @@ def estimate_ranks(
 class _Subject:
     """A model and the layers to adapt, which are looked up once, and the estimates that were made of them."""
 
-    def __init__(self, model: str | Path | PreTrainedConfig, targets: str | Sequence[str], method: Method) -> None:
+    def __init__(
+        self, model: str | Path | PreTrainedConfig, targets: str | Sequence[str], method: Method, pack_size: int = 0
+    ) -> None:
         self.config = find_config(model) if isinstance(model, str | Path) else model
         self.targets = targets
         self.method = method
+        self.pack_size = pack_size
         self.notes: tuple[str, ...] = ()
         # Shapes are the same in every dtype.
         self.model = meta_step_model(self.config, StepSettings())
@@ -152,7 +166,11 @@ class _Subject:
                 self.notes = (f"{error}: the figures are those of the formula, which is rough",)
         return self._computed(rank, settings)
 
-    def _simulated(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
+    def _trace(self, rank: int | None, settings: StepSettings) -> Trace:
+        if rank is not None and self.pack_size:
+            base, trials, training = pack_of(self.config, rank, self.pack_size, settings)
+            targets = match_targets(base.model, self.targets, trained=base.trained_modules)
+            return simulate_pack(base, trials, targets, training, settings.seq_len, cuda=True)
         model: nn.Module = meta_step_model(self.config, settings)
         if rank is None:
             model.requires_grad_(True)
@@ -160,7 +178,10 @@ class _Subject:
             model = adapt(model, rank, self.targets, settings)
         with fake_tensors(cuda=True) as device:
             give_storage(model, device)
-            trace = trace_step(model, settings, device)
+            return trace_step(model, settings, device)
+
+    def _simulated(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
+        trace = self._trace(rank, settings)
         peak = trace.peak(rounded)
         of = peak.bytes_by_kind
         memory = MemoryParts(

@@ -12,6 +12,7 @@ Optimizer: TypeAlias = Literal["adamw", "adamw-foreach", "adamw-8bit", "sgd", "a
 Attention: TypeAlias = Literal["sdpa", "eager"]
 Loss: TypeAlias = Literal["full", "chunked"]
 Method: TypeAlias = Literal["simulate", "formula"]
+Engine: TypeAlias = Literal["peft", "pack"]
 Quantization: TypeAlias = Literal["none", "nf4", "nf4-double", "int8"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

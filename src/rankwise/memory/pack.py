@@ -1,0 +1,113 @@
+"""The memory of a step of this project's own packs: the training loop itself, on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from rankwise.base.load import DTYPES, BaseModel, describe_base, remove_dropout
+from rankwise.base.shapes import LinearLayer, meta_model
+from rankwise.errors import UserError
+from rankwise.lora.attach import attached
+from rankwise.memory.build import give_storage
+from rankwise.memory.settings import StepSettings
+from rankwise.memory.simulate import fake_tensors
+from rankwise.memory.trace import StorageTracker, Trace
+from rankwise.records import Trial
+from rankwise.tasks.task import Batch
+from rankwise.train.loop import PackOptimizer, checkpointed_activations, example_nll
+from rankwise.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def simulate_pack(
+    base: BaseModel,
+    trials: Sequence[Trial],
+    targets: Sequence[LinearLayer],
+    training: TrainingSettings,
+    length: int,
+    *,
+    cuda: bool,
+) -> Trace:
+    """A step of these trials on fake tensors; of `base` only the description and the configuration are used."""
+    config = base.model.config
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            config,
+            dtype=DTYPES[base.dtype],
+            attn_implementation=config._attn_implementation,
+            # Code that the model brings was allowed when it was loaded.
+            trust_remote_code=type(base.model).__module__.startswith("transformers_modules"),
+        )
+    remove_dropout(model)
+    with fake_tensors(cuda=cuda) as device:
+        give_storage(model.requires_grad_(False).train(), device)
+        return trace_pack(replace(base, model=model, device=device), trials, targets, training, length)
+
+
+def trace_pack(
+    base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer], training: TrainingSettings, length: int
+) -> Trace:
+    """Two steps of these trials on full batches of `length` tokens; the first makes the optimiser's states."""
+    tracker = StorageTracker()
+    tracker.claim([*base.model.parameters(), *base.model.buffers()], "base_weights")
+    with attached(base, trials, targets) as pack, checkpointed_activations(base, training):
+        tracker.claim((group.values for group in pack.groups), "adapter_weights")
+        optimizer = PackOptimizer(pack, training)
+        with tracker:
+            for number in range(2):
+                with tracker.phase("forward"):
+                    ids = torch.ones(training.batch_size, length, dtype=torch.long, device=base.device)
+                    mask = torch.ones_like(ids)
+                    mask[:, -1] = 0  # where nothing is padded the model may do without a mask
+                    batch = Batch(ids, mask, None, ids[:, 0])
+                    loss = example_nll(pack, batch)[0].sum()
+                with tracker.phase("backward"):
+                    loss.backward()
+                with tracker.phase("update"):
+                    optimizer.step(number)
+                for row in optimizer.rows:
+                    states = optimizer.adamw.state[row].values()
+                    tracker.claim((state for state in states if isinstance(state, torch.Tensor)), "optimizer_states")
+                tracker.claim((row.grad for row in optimizer.rows if row.grad is not None), "gradients")
+    return tracker.trace
+
+
+def pack_of(
+    config: PreTrainedConfig, rank: int, pack_size: int, settings: StepSettings
+) -> tuple[BaseModel, list[Trial], TrainingSettings]:
+    """A base model on the meta device, as many trials of one rank, and how they are trained.
+
+    Raises `UserError` for settings that packs do not have.
+    """
+    plain = StepSettings(
+        batch_size=settings.batch_size,
+        seq_len=settings.seq_len,
+        dtype=settings.dtype,
+        checkpointing=settings.checkpointing,
+        attention=settings.attention,
+        padding=settings.padding,
+    )
+    if settings != plain or settings.dtype == "float16":
+        raise UserError(
+            "engine pack has float32 adapters with adamw on a base in float32 or bfloat16: leave out the other options"
+        )
+    model = meta_model(config)
+    model.config._attn_implementation = settings.attention
+    base = describe_base(
+        name=config.model_type,
+        revision="",
+        model=model,
+        tokenizer=PreTrainedTokenizerBase(),  # no text is read
+        device=torch.device("meta"),
+        dtype=cast(Any, settings.dtype),
+        fresh=frozenset(),
+    )
+    training = TrainingSettings(steps=2, batch_size=settings.batch_size, checkpointing=settings.checkpointing)
+    return base, [Trial(rank, float(rank), False, 1e-3, seed) for seed in range(pack_size)], training

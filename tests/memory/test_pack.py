@@ -1,0 +1,65 @@
+"""A pack's step on fake tensors against the same loop on real ones, and what a compared rank is told to fit."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from rankwise.errors import UserError
+from rankwise.memory.estimate import estimate_ranks
+from rankwise.memory.pack import simulate_pack, trace_pack
+from rankwise.memory.settings import StepSettings
+from rankwise.records import Trial
+from rankwise.train.settings import TrainingSettings
+from tests.lora.packs import load_case, targets_of
+from tests.models import tiny_config
+
+
+def some_trials(*ranks: int) -> list[Trial]:
+    return [Trial(rank, float(rank), False, 1e-3, seed) for seed, rank in enumerate(ranks)]
+
+
+@pytest.mark.parametrize("case", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("ranks", [(4,), (4, 4, 8)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fake_tensors_take_the_bytes_of_real_ones(
+    case: str, ranks: tuple[int, ...], checkpointing: bool, tmp_path: Path
+) -> None:
+    base = load_case(case, tmp_path)
+    trials, targets = some_trials(*ranks), targets_of(base)
+    training = TrainingSettings(steps=2, batch_size=3, checkpointing=checkpointing)
+    fake = simulate_pack(base, trials, targets, training, 16, cuda=False).peak()
+    real = trace_pack(base, trials, targets, training, 16).peak()
+    assert fake.bytes_by_kind == real.bytes_by_kind
+    assert base.model.training  # and is as it was
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_a_further_trial_costs_what_the_first_did(tmp_path: Path) -> None:
+    base = load_case("bert", tmp_path)
+    training = TrainingSettings(steps=2, batch_size=3)
+    peaks = [
+        simulate_pack(base, some_trials(*[4] * count), targets_of(base), training, 16, cuda=False).peak().bytes
+        for count in (1, 2, 3, 4)
+    ]
+    growth = [after - before for before, after in pairwise(peaks)]
+    assert max(growth) - min(growth) <= 0.02 * max(growth)
+
+
+def test_a_larger_pack_is_estimated_to_take_more() -> None:
+    step = StepSettings(batch_size=2, seq_len=16)
+    sizes = [estimate_ranks(tiny_config("bert"), [4], settings=step, pack_size=size) for size in (1, 4)]
+    one, four = (estimate.ranks[0].cost.memory for estimate in sizes)
+    assert four.memory.adapter_weights == 4 * one.memory.adapter_weights
+    assert four.memory.optimizer_states > 3.9 * one.memory.optimizer_states
+    assert one.peak_bytes < four.peak_bytes < 4 * one.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "step", [StepSettings(quantize="nf4"), StepSettings(optimizer="sgd"), StepSettings(dtype="float16")]
+)
+def test_what_packs_do_not_have_is_refused(step: StepSettings) -> None:
+    with pytest.raises(UserError, match="engine pack has float32 adapters with adamw"):
+        estimate_ranks(tiny_config("bert", max_position_embeddings=512), [4], settings=step, pack_size=2)
