@@ -6,8 +6,8 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXTRAS_demo := offline
-EXTRAS_test := offline,test
-EXTRAS_check := offline,test,dev
+EXTRAS_test := offline,quant,test
+EXTRAS_check := offline,quant,test,dev
 
 .PHONY: help demo test lint check
 

@@ -44,9 +44,11 @@ def built(config: PreTrainedConfig, rank: int | None, settings: StepSettings) ->
     return model.requires_grad_(True) if rank is None else adapt(model, rank, "all-linear", settings)
 
 
-def fake_trace(config: PreTrainedConfig, rank: int | None, settings: StepSettings, *, cuda: bool = False) -> Trace:
+def fake_trace(
+    config: PreTrainedConfig, rank: int | None, settings: StepSettings, *, cuda: bool = False, meta: bool = False
+) -> Trace:
     model = built(config, rank, settings)
-    with fake_tensors(cuda=cuda) as device:
+    with fake_tensors(cuda=cuda, meta=meta) as device:
         give_storage(model, device)
         return trace_step(model, settings, device)
 
@@ -73,6 +75,13 @@ def test_fake_tensors_take_the_bytes_of_real_ones(architecture: str, changed: di
 def test_every_architecture_is_simulated_to_the_byte(architecture: str) -> None:
     config = tiny_config(architecture)
     assert fake_trace(config, 4, step_settings()).peak() == real_trace(config, 4, step_settings()).peak()
+
+
+@pytest.mark.parametrize("changed", [SETTINGS[name] for name in SETTINGS if name != "autocast"])
+def test_meta_tensors_take_the_bytes_of_fake_ones(changed: dict[str, Any]) -> None:
+    settings, config = step_settings(**changed), tiny_config("llama")
+    fake, meta = (fake_trace(config, 4, settings, cuda=True, meta=meta) for meta in (False, True))
+    assert fake.peak() == meta.peak()
 
 
 def test_a_real_step_learns_from_the_batch_that_is_simulated() -> None:

@@ -162,6 +162,11 @@ def test_the_caption_says_what_the_step_is_and_what_the_figures_are(width: int) 
     assert "Of the ranks asked for, the largest that fits is 32." in shown
 
 
+def test_a_pack_is_named_where_it_is_what_trains() -> None:
+    assert "LoRA on q_proj,v_proj, a pack of 8; a step" in text(estimate_table(changed(pack_size=8)), 80)
+    assert "pack" not in text(estimate_table(changed(pack_size=None)), 80)
+
+
 def test_the_caption_is_as_wide_as_the_terminal() -> None:
     table = rendered(estimate_table(WITHOUT_GPU), 120)
     assert max(map(len, table[-8:])) > max(map(len, table[:6]))

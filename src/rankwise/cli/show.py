@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from rankwise.cli.output import print_json
 from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
@@ -53,8 +53,3 @@ def show_plan(config: ComparisonConfig, *, json: bool) -> None:
         print_json(plan.to_dict())
     else:
         Console().print(plan_table(plan))
-
-
-def print_json(document: dict[str, object]) -> None:
-    json_format.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()

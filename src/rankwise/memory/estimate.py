@@ -20,7 +20,6 @@ from rankwise.memory.build import adapt, give_storage, is_causal, meta_step_mode
 from rankwise.memory.closed_form import closed_form
 from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
 from rankwise.memory.formula import adapted_layers, check_ranks
-from rankwise.memory.pack import pack_of, simulate_pack
 from rankwise.memory.settings import DTYPE_BYTES, Method, StepSettings
 from rankwise.memory.simulate import Unsimulated, fake_tensors, trace_step
 from rankwise.memory.trace import Trace
@@ -168,6 +167,9 @@ class _Subject:
 
     def _trace(self, rank: int | None, settings: StepSettings) -> Trace:
         if rank is not None and self.pack_size:
+            # It brings the training loop and what that reads data with, which takes a second to import.
+            from rankwise.memory.pack import pack_of, simulate_pack
+
             base, trials, training = pack_of(self.config, rank, self.pack_size, settings)
             targets = match_targets(base.model, self.targets, trained=base.trained_modules)
             return simulate_pack(base, trials, targets, training, settings.seq_len, cuda=True)
@@ -176,7 +178,7 @@ class _Subject:
             model.requires_grad_(True)
         else:
             model = adapt(model, rank, self.targets, settings)
-        with fake_tensors(cuda=True) as device:
+        with fake_tensors(cuda=True, meta=not settings.autocast) as device:
             give_storage(model, device)
             return trace_step(model, settings, device)
 

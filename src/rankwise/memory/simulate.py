@@ -65,21 +65,30 @@ def trace_step(model: nn.Module, settings: StepSettings, device: torch.device) -
 
 
 @contextmanager
-def fake_tensors(*, cuda: bool) -> Iterator[torch.device]:
-    """Within the `with` block tensors are fake; the device to put them on.
+def fake_tensors(*, cuda: bool, meta: bool = False) -> Iterator[torch.device]:
+    """Within the `with` block tensors have no values; the device to put them on.
 
-    With `cuda` they are allocated as a CUDA device would, else as a CPU does.
+    They are fake CPU tensors, or with `meta` meta tensors, which take less than half the time but have no autocast.
+    With `cuda` attention and dropout allocate as on a CUDA device.
+
+    Raises `Unsimulated` where the code inside asks for values.
     """
-    find = masking_utils.find_packed_sequence_indices
-    # Whether a row holds several sequences is read off its positions, which a fake tensor has not: here it does not.
+    before = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
+    # Whether a row holds several sequences, and whether it is padded, is read off values: one sequence, padded.
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.is_tracing = lambda tensor=None: True
     try:
-        with FakeTensorMode(), cuda_kernels() if cuda else nullcontext():
-            yield torch.device("cpu")
+        with nullcontext() if meta else FakeTensorMode(), cuda_kernels() if cuda else nullcontext():
+            yield torch.device("meta" if meta else "cpu")
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise Unsimulated(f"the model's code depends on values ({error}) and cannot be simulated") from error
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0]
+        raise Unsimulated(f"the model's code depends on values ({reason}) and cannot be simulated") from error
     finally:
-        masking_utils.find_packed_sequence_indices = find
+        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = before
 
 
 def make_batch(model: nn.Module, settings: StepSettings, device: torch.device) -> dict[str, Tensor]:
@@ -96,42 +105,49 @@ def make_batch(model: nn.Module, settings: StepSettings, device: torch.device) -
 
 def make_optimizer(name: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser of that name; its learning rate does not matter here."""
+    if name == "adamw-8bit":
+        return _AdamWStates(parameters, eight_bits=True)
     if name == "adamw":
+        # The fused kernel holds nothing but the states; torch refuses it on meta tensors.
+        if all(parameter.is_meta for parameter in parameters):
+            return _AdamWStates(parameters, eight_bits=False)
         return torch.optim.AdamW(parameters, fused=True)
     if name == "adamw-foreach":
         return torch.optim.AdamW(parameters, foreach=True)
     if name == "sgd":
         return torch.optim.SGD(parameters, foreach=True)
-    if name == "adafactor":
-        from transformers import Adafactor
+    from transformers import Adafactor
 
-        # As transformers' Trainer takes it.
-        adafactor: torch.optim.Optimizer = Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
-        return adafactor
-    return _AdamW8bit(parameters)
+    # As transformers' Trainer takes it.
+    adafactor: torch.optim.Optimizer = Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
+    return adafactor
 
 
-class _AdamW8bit(torch.optim.Optimizer):
-    """Holds the states of bitsandbytes' AdamW8bit, whose kernels need a GPU; it moves no parameter.
+class _AdamWStates(torch.optim.Optimizer):
+    """Holds the states of AdamW, torch's or bitsandbytes' of 8 bits, and moves no parameter.
 
-    Two bytes a parameter, and a float32 scale for each block of 256 and each state; tensors of fewer than 4096
-    elements keep float32 states. Source: `Optimizer2State.init_state` in bitsandbytes.
+    torch: two moments like the parameter and a count of steps. 8 bits: two bytes a parameter, and a float32 scale for
+    each block of 256 and each state; tensors of fewer than 4096 elements keep float32 states. Source:
+    `Optimizer2State.init_state` in bitsandbytes.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], *, eight_bits: bool) -> None:
         super().__init__(parameters, {})
+        self.eight_bits = eight_bits
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if state or parameter.grad is None:
-                    continue
-                small = parameter.numel() < 4096
-                for name in ("state1", "state2"):
-                    state[name] = torch.zeros_like(parameter, dtype=torch.float32 if small else torch.uint8)
-                    if not small:
-                        state[f"absmax_{name}"] = parameter.new_zeros(-(-parameter.numel() // 256), dtype=torch.float32)
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if state or parameter.grad is None:
+                continue
+            small = parameter.numel() < 4096
+            if not self.eight_bits:
+                state["step"] = parameter.new_zeros((), dtype=torch.float32)
+            for name in ("state1", "state2"):
+                dtype = (torch.float32 if small else torch.uint8) if self.eight_bits else parameter.dtype
+                state[name] = torch.zeros_like(parameter, dtype=dtype)
+                if self.eight_bits and not small:
+                    state[f"scale_{name}"] = parameter.new_zeros(-(-parameter.numel() // 256), dtype=torch.float32)
 
 
 def _states(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

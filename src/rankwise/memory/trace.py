@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
@@ -166,6 +165,6 @@ def _line_of_the_model(frame: FrameType | None) -> str:
     while frame is not None:
         code = frame.f_code
         if any(part in code.co_filename for part in _MODEL_CODE):
-            return f"{PurePath(code.co_filename).name}:{frame.f_lineno} ({code.co_qualname})"
+            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} ({code.co_qualname})"
         frame = frame.f_back
     return ""

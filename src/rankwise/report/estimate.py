@@ -115,11 +115,11 @@ def layer_table(estimate: ModelEstimate) -> RenderableType:
 
 def _caption(estimate: ModelEstimate) -> Iterator[str]:
     settings, targets = estimate.settings, estimate.target_modules
-    pack = f"a pack of {settings['pack_size']}, " if settings.get("pack_size") else ""
+    pack = f", a pack of {settings['pack_size']}" if settings.get("pack_size") else ""
     quantized = "" if settings["quantize"] == "none" else f" in {settings['quantize']}"
     checkpointing = ", checkpointing" if settings["checkpointing"] else ""
     yield (
-        f"LoRA on {targets if isinstance(targets, str) else ','.join(targets)}; {pack}a step of "
+        f"LoRA on {targets if isinstance(targets, str) else ','.join(targets)}{pack}; a step of "
         f"{settings['batch_size']} × {settings['seq_len']:,} tokens, {settings['dtype']} base{quantized}, "
         f"{settings['adapter_dtype']} adapter, {settings['optimizer']}{checkpointing}."
     )
