@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OlmoeConfig
 
 from rankwise.base.catalogue import catalogue, entry_config
 from rankwise.cli.main import main
@@ -36,6 +36,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("a user's place")
     tiny_config("llama").save_pretrained(place / "llama")
     entry_config(catalogue()["all-minilm-l6-v2"]).save_pretrained(place / "minilm")
+    OlmoeConfig(
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_experts=8,
+        num_experts_per_tok=2,
+        vocab_size=16,
+        pad_token_id=0,
+        eos_token_id=1,
+    ).save_pretrained(place / "experts")
     save_model(place / "weights", "llama", AutoModelForCausalLM.from_config)
     (place / "hello.json").write_text("hello")
     (place / "no model.json").write_text('{"hidden_size": 32}')
@@ -202,6 +213,21 @@ def test_what_fits_a_gpu_is_said_of_ranks_and_of_ways_to_train(terminal: Termina
     assert (lora["fits"], lora["rank"], qlora["rank"]) == (True, 8, 8)
     assert qlora["memory"]["base_weights"] < lora["memory"]["base_weights"] / 2
     assert qlora["largest_batch"] > lora["largest_batch"]
+
+
+def test_adapters_on_experts_cost_whole_weights(terminal: Terminal) -> None:
+    """As docs/estimates.md says of OLMoE: PEFT keeps the experts' weights with their deltas added, at any rank."""
+    options = ("experts", "--ranks", "2,4", *SHORT)
+    attention = terminal.document(*options, "--target-modules", "q_proj,v_proj")
+    everything = terminal.document(*options)
+    experts = [group for group in everything["linear_layers"] if group["experts"] == 8]
+    assert [(group["name"], group["d_in"], group["d_out"]) for group in experts] == [
+        ("gate_up_proj", 64, 64),
+        ("down_proj", 32, 64),
+    ]
+    whole = sum(2 * group["count"] * group["experts"] * group["d_in"] * group["d_out"] for group in experts)
+    for few, many in zip(attention["ranks"], everything["ranks"], strict=True):
+        assert many["memory"]["activations"] - few["memory"]["activations"] > whole
 
 
 def test_the_tables_fit_the_terminal(terminal: Terminal) -> None:

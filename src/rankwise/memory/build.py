@@ -34,7 +34,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
     """Whether the model is fine-tuned as a language model; encoders classify sequences."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    architectures = config.architectures or []
+    architectures = [name for name in config.architectures or [] if not name.endswith("Model") or "LMHead" in name]
     if architectures:
         return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "type_vocab_size", None) is None
@@ -110,8 +110,13 @@ def give_storage(model: nn.Module, device: torch.device) -> None:
                 tensors[name] = _quantized_weight(module, quantization, device) if packed else stored(tensor)
 
 
+def can_quantize() -> bool:
+    """Whether bitsandbytes is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def _quantize(model: PreTrainedModel, how: Quantization) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not can_quantize():
         raise UserError(f"quantize {how} needs bitsandbytes: run pip install 'rankwise[quant]'")
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear

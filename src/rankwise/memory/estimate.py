@@ -16,7 +16,7 @@ from torch import nn
 from rankwise.base.shapes import LinearLayer, head_modules, linear_layers, match_targets, model_positions
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
-from rankwise.memory.build import adapt, give_storage, is_causal, meta_step_model
+from rankwise.memory.build import adapt, can_quantize, give_storage, is_causal, meta_step_model
 from rankwise.memory.closed_form import closed_form
 from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
 from rankwise.memory.formula import adapted_layers, check_ranks
@@ -82,10 +82,15 @@ def estimate_ranks(
     notes = check_ranks(ranks, subject.adapted)
     rows = tuple(_row(subject, rank, ranks, settings, gpu_bytes) for rank in ranks)
     full = _cost(subject, None, settings, gpu_bytes)
-    qlora = settings if settings.quantize != "none" else replace(settings, quantize="nf4")
     methods: tuple[TrainingCost, ...] = ()
     if gpu_bytes is not None and not pack_size:
-        methods = (full, rows[0].cost, _cost(subject, ranks[0], qlora, gpu_bytes))
+        lora = replace(settings, quantize="none")
+        qlora = replace(settings, quantize="nf4") if settings.quantize == "none" else settings
+        methods = (full, _cost(subject, ranks[0], lora, gpu_bytes))
+        if can_quantize():
+            methods += (_cost(subject, ranks[0], qlora, gpu_bytes),)
+        else:
+            notes += ("QLoRA is left out: it needs bitsandbytes, pip install 'rankwise[quant]'",)
     return ModelEstimate(
         model=str(model) if isinstance(model, str | Path) else model.model_type,
         total_params=subject.total_params,
@@ -145,7 +150,7 @@ class _Subject:
         adapted = {layer.name for layer in self.adapted}
         every = {layer.name: layer for layer in (*self.layers, *self.adapted)}
         counts = Counter(
-            (layer.name.rpartition(".")[2], layer.d_in, layer.d_out, layer.experts, layer.name in adapted)
+            (_short(layer.name), layer.d_in, layer.d_out, layer.experts, layer.name in adapted)
             for layer in every.values()
         )
         return tuple(
@@ -178,7 +183,9 @@ class _Subject:
             model.requires_grad_(True)
         else:
             model = adapt(model, rank, self.targets, settings)
-        with fake_tensors(cuda=True, meta=not settings.autocast) as device:
+        # On experts PEFT turns autocast off by the name of the device, which torch does not know for meta.
+        meta = not settings.autocast and set(self.adapted) <= set(self.layers)
+        with fake_tensors(cuda=True, meta=meta) as device:
             give_storage(model, device)
             return trace_step(model, settings, device)
 
@@ -224,6 +231,11 @@ class _Subject:
             reserved_bytes=reserved,
             peak_at=place,
         )
+
+
+def _short(name: str) -> str:
+    """A layer's own name; that of the module where the layer is a parameter of it, as a mixture's router is."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def _row(
