@@ -266,6 +266,8 @@ BAD = {
     "empty directory": (("empty",), "empty is not a model directory: it has no config.json"),
     "unknown option": (("llama", "--rank", "4"), "No such option: --rank"),
     "no model named": ((), "Missing argument"),
+    "pack size without packs": (("llama", "--pack-size", "4"), "give --engine pack"),
+    "a formula for packs": (("llama", "--engine", "pack", "--method", "formula"), "the formula knows no packs"),
 }
 
 

@@ -57,6 +57,12 @@ def test_a_larger_pack_is_estimated_to_take_more() -> None:
     assert one.peak_bytes < four.peak_bytes < 4 * one.peak_bytes
 
 
+def test_a_model_without_sdpa_is_estimated_with_the_attention_it_has() -> None:
+    step = StepSettings(batch_size=2, seq_len=16)
+    estimate = estimate_ranks(tiny_config("deberta-v2"), [4], settings=step, pack_size=1)
+    assert estimate.settings["method"] == "simulate"
+
+
 @pytest.mark.parametrize(
     "step", [StepSettings(quantize="nf4"), StepSettings(optimizer="sgd"), StepSettings(dtype="float16")]
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rankwise.errors import UserError
 from rankwise.memory.gpus import gpu_bytes
 from rankwise.memory.settings import Attention, Dtype, Engine, Loss, Method, Optimizer, Quantization, StepSettings
 from rankwise.values import parse_ranks, parse_targets
@@ -48,7 +49,9 @@ def estimate(
     engine: Annotated[
         Engine, typer.Option(help="What trains: peft, or a pack of several adapters as in `rankwise compare`.")
     ] = "peft",
-    pack_size: Annotated[int, typer.Option(min=1, help="Adapters trained together, with --engine pack.")] = 1,
+    pack_size: Annotated[
+        int | None, typer.Option(min=1, help="Adapters trained together, with --engine pack [1].", show_default=False)
+    ] = None,
     method: Annotated[
         Method, typer.Option(help="Simulate a step of the model's own code, or use a formula: at once, and rough.")
     ] = "simulate",
@@ -72,6 +75,10 @@ def estimate(
         autocast=autocast,
         padding=padding,
     )
+    if engine == "peft" and pack_size is not None:
+        raise UserError("pack-size: PEFT trains one adapter; give --engine pack, too")
+    if engine == "pack" and method == "formula":
+        raise UserError("engine pack: the formula knows no packs; leave out --method formula")
     chosen_ranks, targets = parse_ranks(ranks), parse_targets(target_modules)
     room = None if gpu is None else gpu_bytes(gpu)
 
@@ -87,7 +94,7 @@ def estimate(
         settings,
         gpu_bytes=room,
         method=method,
-        pack_size=pack_size if engine == "pack" else 0,
+        pack_size=(pack_size or 1) if engine == "pack" else 0,
     )
     if json:
         print_json(estimated.to_dict())

@@ -99,7 +99,8 @@ def pack_of(
             "engine pack has float32 adapters with adamw on a base in float32 or bfloat16: leave out the other options"
         )
     model = meta_model(config)
-    model.config._attn_implementation = settings.attention
+    if settings.attention == "eager":
+        model.config._attn_implementation = "eager"
     base = describe_base(
         name=config.model_type,
         revision="",
