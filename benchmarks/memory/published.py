@@ -80,7 +80,8 @@ def peft() -> Iterator[Row]:
     from rankwise.base.source import find_config
     from rankwise.memory.build import adapt, meta_step_model
     from rankwise.memory.settings import StepSettings
-    from rankwise.memory.simulate import make_batch, make_optimizer, trace_step
+    from rankwise.memory.simulate import trace_step
+    from rankwise.memory.step import make_batch, make_optimizer
 
     settings = StepSettings(batch_size=4, seq_len=768, optimizer="adamw-foreach")
     config = find_config("meta-llama/Llama-3.2-3B")

@@ -18,6 +18,8 @@ from rankwise.memory.build import adapt, is_causal, meta_step_model
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
 from rankwise.memory.formula import estimate_lora_params
 from rankwise.memory.settings import StepSettings
+from rankwise.memory.subject import Subject
+from rankwise.memory.trace import Trace
 from tests.memory.test_simulate import step_settings
 from tests.models import ARCHITECTURES, peft_model, tiny_config
 
@@ -69,6 +71,47 @@ def test_a_second_rank_is_as_if_it_were_asked_for_alone() -> None:
     alone = estimate_ranks(tiny_config("bert"), [8], settings=step_settings())
     assert both.ranks[1].cost == alone.ranks[0].cost
     assert both.ranks[1].rank_share_of_peak == pytest.approx(alone.ranks[0].rank_share_of_peak, rel=0.2)
+
+
+ALIKE: list[dict[str, Any]] = [
+    {"checkpointing": True},
+    {"quantize": "nf4"},
+    {"optimizer": "adamw-8bit"},
+    {"optimizer": "adafactor"},
+    {"loss": "chunked"},
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changed"),
+    [(architecture, {}) for architecture in ARCHITECTURES]
+    + [(architecture, changed) for architecture in ("llama", "bert") for changed in ALIKE],
+)
+def test_a_step_on_the_line_through_two_others_is_the_step_itself(architecture: str, changed: dict[str, Any]) -> None:
+    step, config = step_settings(**changed), tiny_config(architecture)
+    together = Subject(config, "all-linear", "simulate")
+    for rank, batch in [(3, 2), (6, 2), (3, 3), (6, 3), (None, 2), (None, 3)]:
+        together.memory(rank, dataclasses.replace(step, batch_size=batch))
+    for rank, batch in [(12, 2), (3, 7), (12, 7), (None, 7)]:
+        settings = dataclasses.replace(step, batch_size=batch)
+        assert together.memory(rank, settings) == Subject(config, "all-linear", "simulate").memory(rank, settings)
+
+
+def test_two_ranks_and_two_batches_are_followed_and_the_rest_is_on_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[tuple[int | None, int]] = []
+    follow = Subject._followed
+
+    def counted(subject: Subject, rank: int | None, settings: StepSettings) -> Trace:
+        followed.append((rank, settings.batch_size))
+        return follow(subject, rank, settings)
+
+    monkeypatch.setattr(Subject, "_followed", counted)
+    settings = step_settings(batch_size=4, quantize="nf4")
+    estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=10**9)
+    assert all(row.cost.largest_batch for row in estimated.ranks)
+    # Ranks 2 and 4 of the quantised model, LoRA and full fine-tuning of the plain one.
+    assert len(followed) == 8
+    assert {batch for _, batch in followed} == {4, 5}
 
 
 steps = st.builds(

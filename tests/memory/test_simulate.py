@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 from rankwise.memory.build import adapt, give_storage, meta_step_model
 from rankwise.memory.cuda import cuda_kernels
 from rankwise.memory.settings import StepSettings
-from rankwise.memory.simulate import fake_tensors, make_optimizer, trace_step
+from rankwise.memory.simulate import fake_tensors, trace_step
+from rankwise.memory.step import make_optimizer
 from rankwise.memory.trace import Trace
 from tests.models import ARCHITECTURES, tiny_config
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.memory.trace import Storage, StorageTracker, Trace
+from rankwise.memory.trace import Storage, StorageTracker, Trace, on_the_line
 
 
 def test_a_storage_lives_as_long_as_a_tensor_or_a_view_of_it() -> None:
@@ -94,3 +94,16 @@ def test_rounding_counts_as_temporary(kind: str) -> None:
     peak = trace.peak(lambda nbytes: 512)
     assert peak.bytes_by_kind[kind] == 100  # type: ignore[index]
     assert peak.bytes_by_kind["temporaries"] == 412
+
+
+@pytest.mark.parametrize(
+    ("second", "at"),
+    [
+        (Trace([Storage(130, "activations", "")], [0, ~0]), 3),  # does not run alike
+        (Trace([Storage(101, "activations", "")], [0]), 2),  # half a byte
+        (Trace([Storage(50, "activations", "")], [0]), 5),  # nothing is left
+    ],
+)
+def test_no_line_leads_to_a_step_that_cannot_be(second: Trace, at: int) -> None:
+    first = Trace([Storage(100, "activations", "")], [0])
+    assert on_the_line(1, first, 3, second, at) is None

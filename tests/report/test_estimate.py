@@ -88,6 +88,7 @@ ESTIMATE = ModelEstimate(
     ),
     gpu_bytes=25_757_220_864,
     cuda_context_bytes=629_145_600,
+    calibration=None,
     largest_rank_that_fits=32,
     seconds=5.5,
     notes=("rank 32 is more than 4 of 14 adapted layers have (a.b: 8): there its parameters are redundant", "another"),

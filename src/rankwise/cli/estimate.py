@@ -55,6 +55,10 @@ def estimate(
     method: Annotated[
         Method, typer.Option(help="Simulate a step of the model's own code, or use a formula: at once, and rough.")
     ] = "simulate",
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Take two real steps on this machine's device, and correct the estimate."),
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the model's linear layers.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
@@ -95,6 +99,7 @@ def estimate(
         gpu_bytes=room,
         method=method,
         pack_size=(pack_size or 1) if engine == "pack" else 0,
+        calibrate=calibrate,
     )
     if json:
         print_json(estimated.to_dict())

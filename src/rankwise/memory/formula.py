@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from rankwise.base.shapes import LinearLayer, head_modules, match_targets, meta_model, within
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
+from rankwise.memory.settings import DTYPE_BYTES, StepSettings
 from rankwise.records import ParameterCount
 
 if TYPE_CHECKING:
@@ -136,3 +139,35 @@ def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) 
             d_out, d_in = parameter.shape[-2:]
             layer = LinearLayer(name, d_in, d_out, experts=parameter.shape[0] if parameter.ndim == 3 else 1)
             yield replace(layer, rank_factor=_rank_of(layer, 1, config.rank_pattern))
+
+
+def adapter_file_bytes(
+    model: nn.Module, adapted: Sequence[LinearLayer], heads: Sequence[str], rank: int, settings: StepSettings
+) -> int:
+    """The size of PEFT's adapter_model.safetensors: its header and its tensors.
+
+    Source of the layout: the safetensors format, 8 bytes and a header in JSON padded to a multiple of 8. Exact for
+    linear layers; of experts PEFT nests the names, which makes a few bytes.
+    """
+    in_full = [
+        (f"{head}.{key}", tuple(parameter.shape))
+        for head in heads
+        for key, parameter in model.get_submodule(head).named_parameters()
+    ]
+    factors = [
+        entry
+        for layer in adapted
+        for entry in (
+            (f"{layer.name}.lora_A.weight", (layer.experts * layer.rank_factor * rank, layer.d_in)),
+            (f"{layer.name}.lora_B.weight", (layer.d_out, layer.experts * layer.rank_factor * rank)),
+        )
+    ]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # The widest type comes first, then the names in order.
+    typed = [(settings.adapter_dtype, *entry) for entry in factors] + [(settings.dtype, *entry) for entry in in_full]
+    for dtype, name, shape in sorted(typed, key=lambda entry: (-DTYPE_BYTES[entry[0]], entry[1])):
+        begin, end = end, end + DTYPE_BYTES[dtype] * math.prod(shape)
+        code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+        header[f"base_model.model.{name}"] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+    return 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + end

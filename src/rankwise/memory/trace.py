@@ -80,6 +80,26 @@ class Trace:
         return Peak(by_kind, self.storages[self.events[at]].place if self.events else "")
 
 
+def on_the_line(first_at: int, first: Trace, second_at: int, second: Trace, at: int) -> Trace | None:
+    """The trace at `at`, each storage being on the straight line through those of two traces.
+
+    None where the two do not run alike, or a storage's line has no whole bytes there.
+
+    >>> one, two = Trace([Storage(100, "activations", "")], [0]), Trace([Storage(130, "activations", "")], [0])
+    >>> on_the_line(1, one, 2, two, 5).storages[0].nbytes
+    220
+    """
+    if first.events != second.events:
+        return None
+    storages: list[Storage] = []
+    for here, there in zip(first.storages, second.storages, strict=True):
+        more, rest = divmod((there.nbytes - here.nbytes) * (at - first_at), second_at - first_at)
+        if rest or here.nbytes + more <= 0:
+            return None
+        storages.append(Storage(here.nbytes + more, here.kind, here.place))
+    return Trace(storages, first.events)
+
+
 def _live_after(events: Iterable[int]) -> set[int]:
     live: set[int] = set()
     for event in events:

@@ -128,6 +128,12 @@ def _caption(estimate: ModelEstimate) -> Iterator[str]:
         f"Peak memory: {known}; in brackets what it may be. A CUDA context of about "
         f"{bytes_text(estimate.cuda_context_bytes)} comes on top."
     )
+    if (real := estimate.calibration) is not None:
+        off = real.measured_bytes / real.estimated_bytes - 1
+        yield (
+            f"Corrected by a real step of rank {real.rank} on {real.device}: it took {bytes_text(real.measured_bytes)}, "
+            f"{'as estimated' if off == 0 else f'{100 * off:+.2g} %'}."
+        )
     largest_row = estimate.ranks[-1]
     if at := largest_row.cost.memory.peak_at:
         yield f"The peak of the largest rank is in {at}."
