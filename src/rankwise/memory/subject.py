@@ -52,13 +52,16 @@ class Subject:
         self.adapted = adapted_layers(self.model, targets, trained=self.trained)
         self.total_params: int = sum(parameter.numel() for parameter in self.model.parameters())
         self.calibration: Calibration | None = None
+        self._known: dict[tuple[int | None, StepSettings], MemoryEstimate] = {}
         self._traces: dict[tuple[int | None, StepSettings], Trace] = {}
 
     def memory(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         """Of a step at this rank; None is full fine-tuning, of a model that is not quantised."""
         if rank is None:
             settings = replace(settings, quantize="none")
-        estimated = self._estimated(rank, settings)
+        estimated = self._known.get((rank, settings))
+        if estimated is None:
+            estimated = self._known[rank, settings] = self._estimated(rank, settings)
         return estimated if self.calibration is None else _corrected(estimated, self.calibration)
 
     def trainable_params(self, rank: int | None) -> int:
