@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.tasks.examples import stratified_split
+from rankwise.tasks.splits import stratified_split
 from rankwise.tasks.task import Ragged, Split, collate, evaluation_rows, training_rows
 
 row_lists = st.lists(st.lists(st.integers(0, 30_000), max_size=9), min_size=1, max_size=12)

@@ -131,8 +131,8 @@ def _caption(estimate: ModelEstimate) -> Iterator[str]:
     if (real := estimate.calibration) is not None:
         off = real.measured_bytes / real.estimated_bytes - 1
         yield (
-            f"Corrected by a real step of rank {real.rank} on {real.device}: it took {bytes_text(real.measured_bytes)}, "
-            f"{'as estimated' if off == 0 else f'{100 * off:+.2g} %'}."
+            f"Corrected by a real step of rank {real.rank} on {real.device}: it took "
+            f"{bytes_text(real.measured_bytes)}, {'as estimated' if off == 0 else f'{100 * off:+.2g} %'}."
         )
     largest_row = estimate.ranks[-1]
     if at := largest_row.cost.memory.peak_at:

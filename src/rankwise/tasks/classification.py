@@ -7,26 +7,21 @@ reward whatever rank memorises best.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt64
 
 from rankwise.errors import UserError
-from rankwise.tasks.examples import Examples, build_task, stratified_split
+from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.files import quoted
-from rankwise.tasks.source import Rows, Source, SplitName, read_splits
+from rankwise.tasks.source import Rows, Source, read_splits
+from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TEST_SHARE = 0.2  # of the train rows, where no test data is given
-VALIDATION_SHARE = 0.15  # of the train rows that are left, where no validation data is given
 
 _INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
 
@@ -65,10 +60,11 @@ def load_classification(
     rows = read_splits(train, validation, test, columns)
     classes = _Classes.of(rows["train"], label)
     splits = {split: _examples(of, classes, text=text, text_pair=text_pair, label=label) for split, of in rows.items()}
-    splits, cut_notes = _cut_missing(splits, classes, rows["train"].origin, split_seed)
-    splits, leak_notes = _drop_leaked(splits, keep=keep_leaked)
+    _check_counts(splits, classes)
+    splits, cut_notes = cut_missing(splits, split_seed, how="stratified by label")
+    splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    splits = {split: _capped(examples, caps[split], split_seed) for split, examples in splits.items()}
+    splits = {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()}
     missing = [name for index, name in enumerate(classes.names) if index not in splits["train"].labels]
     if missing:
         raise UserError(f"{train_examples:,} train examples have none of label {quoted(missing)}; use more of them")
@@ -130,70 +126,12 @@ def _examples(rows: Rows, classes: _Classes, *, text: str, text_pair: str | None
     )
 
 
-def _cut_missing(
-    splits: dict[SplitName, Examples], classes: _Classes, origin: str, seed: int
-) -> tuple[dict[SplitName, Examples], list[str]]:
-    """Cut test, then validation, from train where they are missing."""
-    shares: dict[SplitName, float] = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
-    missing = [split for split in shares if split not in splits]
-    train = splits["train"]
-    counts = np.bincount(train.labels, minlength=len(classes.names))
+def _check_counts(splits: Splits, classes: _Classes) -> None:
+    missing = missing_splits(splits)
+    counts = np.bincount(splits["train"].labels, minlength=len(classes.names))
     scarce = [name for name, count in zip(classes.names, counts, strict=True) if count <= len(missing)]
     if missing and scarce:
         raise UserError(
-            f"{origin}: fewer than {len(missing) + 1} examples of label {quoted(scarce)}, too few to cut "
+            f"{classes.origin}: fewer than {len(missing) + 1} examples of label {quoted(scarce)}, too few to cut "
             f"{' and '.join(missing)} from; give {' and '.join(missing)} data, or more examples"
         )
-    splits, notes = dict(splits), []
-    for split in missing:
-        kept, held_out = stratified_split(splits["train"].labels, shares[split], seed)
-        splits[split] = splits["train"].take(held_out)
-        splits["train"] = splits["train"].take(kept)
-        notes.append(
-            f"{split}: {len(held_out):,} of {len(train):,} train examples set aside (stratified by label, seed {seed})"
-        )
-    return splits, notes
-
-
-def _drop_leaked(splits: dict[SplitName, Examples], *, keep: bool) -> tuple[dict[SplitName, Examples], list[str]]:
-    """Remove from validation what occurs in train, from test what occurs in either."""
-    prints = {split: _fingerprints(examples) for split, examples in splits.items()}
-    earlier: dict[SplitName, list[SplitName]] = {"validation": ["train"], "test": ["train", "validation"]}
-    splits, notes = dict(splits), []
-    for split, others in earlier.items():
-        leaked = np.isin(prints[split], np.concatenate([prints[other] for other in others]))
-        count, total, where = int(leaked.sum()), len(leaked), " or ".join(others)
-        if count == 0:
-            continue
-        found = f"{count:,} of {total:,} {split} examples also occur in {where}"
-        if keep:
-            notes.append(f"{found}; they were kept, and reward memory")
-        elif count == total:
-            raise UserError(f"all {total:,} {split} examples also occur in {where}; give other {split} data")
-        else:
-            notes.append(f"{found}; they were removed from {split}")
-            splits[split] = splits[split].take(np.flatnonzero(~leaked))
-    return splits, notes
-
-
-def _capped(examples: Examples, cap: int | None, seed: int) -> Examples:
-    if cap is None:
-        return examples
-    return examples.take(np.random.default_rng(seed).permutation(len(examples))[:cap])
-
-
-def _fingerprints(examples: Examples) -> UInt64[np.ndarray, " examples"]:
-    """64-bit hashes that agree for texts alike up to case, white space and compatibility forms.
-
-    Among a million examples two different ones share a hash with a probability of 3e-8.
-    """
-    pairs = [""] * len(examples) if examples.pairs is None else examples.pairs
-    digests = (
-        hashlib.blake2b(f"{_plain(text)}\n{_plain(pair)}".encode(), digest_size=8).digest()
-        for text, pair in zip(examples.texts, pairs, strict=True)
-    )
-    return np.frombuffer(b"".join(digests), dtype=np.uint64)
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.errors import UserError
-from rankwise.tasks.examples import Examples, build_task, stratified_split
+from rankwise.tasks.examples import Examples, build_task
+from rankwise.tasks.splits import stratified_split
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from rankwise.errors import UserError
 from rankwise.tasks.task import Ragged, Split, Task
@@ -43,44 +43,6 @@ class Examples:
             labels=self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
         )
-
-
-def stratified_split(
-    labels: Shaped[np.ndarray, " rows"],
-    share: float,
-    seed: int,
-    groups: Shaped[np.ndarray, " rows"] | None = None,
-) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
-    """Row numbers of two disjoint parts, ascending, the second with about `share` of each label.
-
-    Without groups each label's part is within one example of its share, and a label with two examples
-    or more is on both sides. With groups every group is on one side; groups come in random order and
-    each is held out where that brings the held-out label counts nearer to their shares, so with a
-    single label the part is within half the largest group of its share.
-
-    >>> kept, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
-    >>> len(kept), len(held_out)
-    (3, 3)
-    """
-    generator = np.random.default_rng(seed)
-    _, classes = np.unique(labels, return_inverse=True)
-    held_out = np.zeros(len(classes), dtype=bool)
-    if groups is None:
-        for label in range(classes.max() + 1):
-            members = generator.permutation(np.flatnonzero(classes == label))
-            held_out[members[: min(max(round(share * len(members)), 1), len(members) - 1)]] = True
-    else:
-        _, group_of_row = np.unique(groups, return_inverse=True)
-        counts = np.zeros((group_of_row.max() + 1, classes.max() + 1))
-        np.add.at(counts, (group_of_row, classes), 1)
-        lacking = share * counts.sum(axis=0)
-        chosen = np.zeros(len(counts), dtype=bool)
-        for group in generator.permutation(len(counts)):
-            remaining = lacking - counts[group]
-            if remaining @ remaining < lacking @ lacking:
-                chosen[group], lacking = True, remaining
-        held_out = chosen[group_of_row]
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def build_task(

@@ -23,6 +23,18 @@ _LONGEST_FIELD = 2**31 - 1  # what a C long holds on every platform
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Columns that belong together: a source has all of `required`, and may have some of `optional`."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.required + self.optional
+
+
+@dataclass(frozen=True)
 class Table:
     """Columns of one source before any check; None is a missing value.
 
@@ -39,16 +51,24 @@ class Table:
         return f"row {row} (counted from 0)" if self.lines is None else f"line {self.lines[row]}"
 
 
-def require_columns(origin: str, available: Sequence[str], wanted: Collection[str]) -> None:
-    """Raise `UserError` where a wanted column is missing (all of them are named) or ambiguous."""
-    missing = [column for column in wanted if column not in available]
-    if missing:
+def choose_columns(origin: str, available: Sequence[str], shapes: Sequence[Shape]) -> tuple[str, ...]:
+    """The columns of the first shape that the source has.
+
+    Raises `UserError` where it has none (of a single shape every missing column is named), or a column twice.
+    """
+    shape = next((shape for shape in shapes if set(shape.required) <= set(available)), None)
+    if shape is None and len(shapes) > 1:
+        wanted = ", or ".join(" and ".join(shape.required) for shape in shapes)
+        raise UserError(f"{origin}: its columns are {quoted(available)}; needed are {wanted}")
+    if shape is None:
+        missing = [column for column in shapes[0].required if column not in available]
         close = difflib.get_close_matches(missing[0], available, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"{origin}: no column {quoted(missing)}; its columns are {quoted(available)}{hint}")
     twice = sorted({column for column in available if available.count(column) > 1})
     if twice:
         raise UserError(f"{origin}: column {quoted(twice)} occurs more than once; rename one of them")
+    return shape.columns
 
 
 def quoted(names: Collection[str], *, most: int = 12) -> str:
@@ -57,33 +77,33 @@ def quoted(names: Collection[str], *, most: int = 12) -> str:
     return ", ".join(shown) + (f" … ({len(names)} in all)" if len(names) > most else "")
 
 
-def read_file(path: Path, columns: Sequence[str]) -> Table:
-    """Read the named columns of a data file, by its suffix."""
+def read_file(path: Path, shapes: Sequence[Shape]) -> Table:
+    """Read the columns of one of the shapes from a data file, by its suffix."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
     try:
-        return reader(path, columns)
+        return reader(path, shapes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> Table:
-    return _read_delimited(path, columns, ",")
+def _read_csv(path: Path, shapes: Sequence[Shape]) -> Table:
+    return _read_delimited(path, shapes, ",")
 
 
-def _read_tsv(path: Path, columns: Sequence[str]) -> Table:
-    return _read_delimited(path, columns, "\t")
+def _read_tsv(path: Path, shapes: Sequence[Shape]) -> Table:
+    return _read_delimited(path, shapes, "\t")
 
 
-def _read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> Table:
+def _read_delimited(path: Path, shapes: Sequence[Shape], delimiter: str) -> Table:
     """CSV as RFC 4180 has it: a header, fields quoted with doubled quotes inside; blank lines are skipped."""
     records = _records(path, delimiter)
     _, header = next(records, (1, None))
     if header is None:
         raise UserError(f"{path}: the file is empty")
-    require_columns(str(path), header, columns)
-    positions = [header.index(column) for column in columns]
+    columns = choose_columns(str(path), header, shapes)
+    positions = [header.index(column) if column in header else None for column in columns]
     rows, lines = [], []
     for line, record in records:
         if len(record) != len(header):
@@ -91,7 +111,7 @@ def _read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> Table
                 f"{path}, line {line}: {len(record)} fields where the header has {len(header)}; "
                 f"fields that contain {delimiter!r}, quotes or line breaks must be quoted"
             )
-        rows.append([record[position] for position in positions])
+        rows.append([None if position is None else record[position] for position in positions])
         lines.append(line)
     values = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns]
     return Table(str(path), dict(zip(columns, values, strict=True)), lines)
@@ -119,8 +139,8 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(limit)
 
 
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Table:
-    values: dict[str, list[Any]] = {column: [] for column in columns}
+def _read_jsonl(path: Path, shapes: Sequence[Shape]) -> Table:
+    values: dict[str, list[Any]] = {}
     lines: list[int] = []
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -135,23 +155,26 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Table:
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: not a JSON object; each line must hold one object")
         if not lines:
-            require_columns(str(path), list(record), columns)
+            values = {column: [] for column in choose_columns(str(path), list(record), shapes)}
         for column, column_values in values.items():
             column_values.append(record.get(column))
         lines.append(number)
-    return Table(str(path), values, lines)
+    return Table(str(path), values or {column: [] for column in shapes[0].columns}, lines)
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
+def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            require_columns(str(path), schema.names, columns)
-            table = file.read(columns=list(columns))
-            values = {column: table[column].to_pylist() for column in columns}
+            columns = choose_columns(str(path), schema.names, shapes)
+            table = file.read(columns=[column for column in columns if column in schema.names])
+            values = {
+                column: table[column].to_pylist() if column in schema.names else [None] * len(table)
+                for column in columns
+            }
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     if b"huggingface" in (schema.metadata or {}):
@@ -165,7 +188,7 @@ def name_classes(table: Table, features: Any) -> Table:
     """Class numbers replaced by the names that `datasets` features declare; -1 means unlabelled there."""
     columns, class_names = dict(table.columns), {}
     for column, values in table.columns.items():
-        names = getattr(features[column], "names", None)
+        names = getattr(features.get(column), "names", None)
         if names is not None:
             columns[column] = [None if value is None or value < 0 else names[value] for value in values]
             class_names[column] = tuple(names)
@@ -189,7 +212,7 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
+READERS: dict[str, Callable[[Path, Sequence[Shape]], Table]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from rankwise.errors import UserError
-from rankwise.tasks.files import READERS, Table, name_classes, one_line, quoted, read_file, require_columns
+from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, one_line, quoted, read_file
 
 if TYPE_CHECKING:
     import datasets
@@ -49,29 +49,41 @@ def read_rows(source: Source, columns: Sequence[str], *, split: SplitName) -> Ro
     >>> read_rows(pd.DataFrame({"text": ["NA", 12, True]}), ["text"], split="train").columns
     {'text': ['NA', '12', 'true']}
     """
-    if _names_data_set(source):
-        return _checked(_part(_load_named(str(source), columns), split, columns, name=str(source)))
-    return _checked(_read(source, columns, split))
+    return _checked(_table(source, [Shape(tuple(columns))], split))
 
 
 def read_splits(
     train: Source, validation: Source | None, test: Source | None, columns: Sequence[str]
 ) -> dict[SplitName, Rows]:
-    """Read what there is of the three splits.
+    """Read the named columns of what there is of the three splits as text, as `read_rows` does."""
+    tables = read_tables(train, validation, test, [Shape(tuple(columns))])
+    return {split: _checked(table) for split, table in tables.items()}
+
+
+def read_tables(
+    train: Source, validation: Source | None, test: Source | None, shapes: Sequence[Shape]
+) -> dict[SplitName, Table]:
+    """Read what there is of the three splits, each in the first of the shapes that it has; values as they are.
 
     Where only `train` is given and names a data set, that data set's own validation and test splits are
     taken too; one whose classes are all hidden (-1, as benchmarks publish their test sets) is left out.
     """
     given: dict[SplitName, Source | None] = {"train": train, "validation": validation, "test": test}
     if validation is not None or test is not None or not _names_data_set(train):
-        return {split: read_rows(source, columns, split=split) for split, source in given.items() if source is not None}
-    parts = _load_named(str(train), columns)
+        return {split: _table(source, shapes, split) for split, source in given.items() if source is not None}
+    parts = _load_named(str(train), shapes)
     tables = {
-        split: _part(parts, split, columns, name=str(train))
+        split: _part(parts, split, shapes, name=str(train))
         for split in given
         if split == "train" or ("train" in parts and split in parts)
     }
-    return {split: _checked(table) for split, table in tables.items() if split == "train" or not _hidden(table)}
+    return {split: table for split, table in tables.items() if split == "train" or not _hidden(table)}
+
+
+def _table(source: Source, shapes: Sequence[Shape], split: SplitName) -> Table:
+    if _names_data_set(source):
+        return _part(_load_named(str(source), shapes), split, shapes, name=str(source))
+    return _read(source, shapes, split)
 
 
 def _names_data_set(source: Source) -> bool:
@@ -84,7 +96,7 @@ def _names_data_set(source: Source) -> bool:
     return not is_path and path.suffix.lower() not in READERS
 
 
-def _load_named(name: str, columns: Sequence[str]) -> datasets.DatasetDict:
+def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
     """All splits of a hub data set or a local directory, its CSV files read as text."""
     import datasets
     from datasets.packaged_modules.csv.csv import CsvConfig
@@ -97,7 +109,7 @@ def _load_named(name: str, columns: Sequence[str]) -> datasets.DatasetDict:
         if isinstance(builder.config, CsvConfig):
             as_text = {"keep_default_na": False, "na_filter": False}
             if builder.config.features is None:
-                as_text["converters"] = dict.fromkeys(columns, str)
+                as_text["converters"] = {column: str for shape in shapes for column in shape.columns}
         return datasets.load_dataset(name, **as_text)
     # Loading runs through a hub client, file systems and parsers, each with errors of its own.
     except Exception as error:
@@ -110,53 +122,57 @@ def _load_named(name: str, columns: Sequence[str]) -> datasets.DatasetDict:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _part(parts: datasets.DatasetDict, split: SplitName, columns: Sequence[str], *, name: str) -> Table:
+def _part(parts: datasets.DatasetDict, split: SplitName, shapes: Sequence[Shape], *, name: str) -> Table:
     if split not in parts and len(parts) > 1:
         raise UserError(
             f"data set {name} has no {split} split, only {quoted(parts)}; pass the one you mean as a Dataset"
         )
     chosen = split if split in parts else next(iter(parts))
-    return _from_dataset(parts[chosen], columns, f"{name} ({chosen} split)")
+    return _from_dataset(parts[chosen], shapes, f"{name} ({chosen} split)")
 
 
 def _hidden(table: Table) -> bool:
     return any(all(value is None for value in table.columns[column]) for column in table.class_names)
 
 
-def _read(source: Source, columns: Sequence[str], split: SplitName) -> Table:
+def _read(source: Source, shapes: Sequence[Shape], split: SplitName) -> Table:
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        return read_file(path, columns)
+        return read_file(path, shapes)
 
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
-        return _from_frame(source, columns, f"{split} DataFrame")
+        return _from_frame(source, shapes, f"{split} DataFrame")
 
     import datasets
 
     if isinstance(source, datasets.Dataset):
-        return _from_dataset(source, columns, f"{split} Dataset")
+        return _from_dataset(source, shapes, f"{split} Dataset")
     raise UserError(
         f"{split}: cannot read a {type(source).__name__}; "
         "give a file, a data set's name, a pandas DataFrame or a datasets.Dataset"
     )
 
 
-def _from_frame(frame: pd.DataFrame, columns: Sequence[str], origin: str) -> Table:
+def _from_frame(frame: pd.DataFrame, shapes: Sequence[Shape], origin: str) -> Table:
     frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
-    require_columns(origin, list(frame.columns), columns)
+    columns = choose_columns(origin, list(frame.columns), shapes)
+    frame = frame.reindex(columns=list(columns))
     # pandas has four spellings of a missing value; only `isna` knows them all.
     values = {column: frame[column].astype(object).where(frame[column].notna(), None).tolist() for column in columns}
     return Table(origin, values)
 
 
-def _from_dataset(dataset: datasets.Dataset, columns: Sequence[str], origin: str) -> Table:
-    require_columns(origin, dataset.column_names, columns)
+def _from_dataset(dataset: datasets.Dataset, shapes: Sequence[Shape], origin: str) -> Table:
+    columns = choose_columns(origin, dataset.column_names, shapes)
     plain = dataset.with_format(None)
-    return name_classes(Table(origin, {column: list(plain[column]) for column in columns}), dataset.features)
+    values = {
+        column: list(plain[column]) if column in dataset.column_names else [None] * len(dataset) for column in columns
+    }
+    return name_classes(Table(origin, values), dataset.features)
 
 
 def _checked(table: Table) -> Rows:
