@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rankwise.base.catalogue import catalogue, entry_config
+from rankwise.base.shapes import is_causal
 from rankwise.errors import UserError
-from rankwise.memory.build import adapt, is_causal, meta_step_model
+from rankwise.memory.build import adapt, meta_step_model
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
 from rankwise.memory.formula import estimate_lora_params
 from rankwise.memory.settings import StepSettings

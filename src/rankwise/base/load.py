@@ -1,4 +1,4 @@
-"""Load a base model for sequence classification and freeze it.
+"""Load a base model, to classify sequences or as a language model, and freeze it.
 
 What is loaded is ready to train beside: every parameter frozen, `train()` mode (in `eval()` mode
 transformers skips activation checkpointing without a word) with every dropout probability 0, and a
@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -26,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rankwise.base.shapes import head_modules, model_positions, require_classifier, within
+from rankwise.base.shapes import head_modules, model_positions, require_causal, require_classifier, within
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
 
@@ -40,7 +41,8 @@ class BaseModel:
 
     `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
     did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains;
-    `trained_shapes` are their parameters by name.
+    `trained_shapes` are their parameters by name. A language model (`causal`) has none; `plain_head` says that its
+    logits are its output layer's product and nothing more.
     `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
     """
 
@@ -53,6 +55,8 @@ class BaseModel:
     trained_modules: tuple[str, ...]
     fresh_modules: frozenset[str]
     trained_shapes: Mapping[str, tuple[int, ...]]
+    causal: bool
+    plain_head: bool = False
 
     @property
     def bytes(self) -> int:
@@ -108,14 +112,14 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
 def load_base(
     name: str | Path,
     *,
-    num_labels: int,
+    num_labels: int | None,
     dtype: DtypeChoice = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> BaseModel:
-    """Load, freeze and describe a base model.
+    """Load, freeze and describe a base model that classifies sequences, or with None labels a causal language model.
 
-    Raises `UserError` where the model cannot be found or read, cannot classify sequences, or its
+    Raises `UserError` where the model cannot be found or read, is not of that kind, or its
     checkpoint belongs to another architecture.
     """
     located = locate(name)
@@ -123,16 +127,18 @@ def load_base(
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
     config = load_config(name, trust_remote_code=trust_remote_code)
-    require_classifier(config)
+    causal = num_labels is None
+    (require_causal if causal else require_classifier)(config)
     if local:
         _check_weights(Path(located))
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    config.num_labels = num_labels
+    if num_labels is not None:
+        config.num_labels = num_labels
     text_config = config.get_text_config()
     text_config.use_cache = False
     text_config.pad_token_id = tokenizer.pad_token_id
     with explained(name, located, "weights"), _quiet(progress=not local):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(
             located,
             config=config,
             dtype=DTYPES[chosen_dtype],
@@ -154,9 +160,10 @@ def load_base(
         device=chosen_device,
         dtype=chosen_dtype,
         fresh=fresh,
+        causal=causal,
     )
-    _check_checkpoint(name, model, fresh, base.trained_modules)
-    return base
+    _check_checkpoint(name, model, fresh, base.trained_modules, causal=causal)
+    return replace(base, plain_head=_has_plain_head(base)) if causal else base
 
 
 def describe_base(
@@ -168,6 +175,7 @@ def describe_base(
     device: torch.device,
     dtype: Literal["float32", "bfloat16"],
     fresh: frozenset[str],
+    causal: bool,
 ) -> BaseModel:
     """Freeze a model, which is changed in place, and find what is trained in full beside an adapter."""
     model.requires_grad_(False)
@@ -188,6 +196,7 @@ def describe_base(
             for module in trained
             for key, parameter in model.get_submodule(module).named_parameters()
         },
+        causal=causal,
     )
 
 
@@ -199,6 +208,17 @@ def position_limit(base: BaseModel) -> int | None:
         if limit is not None and 0 < limit < 10**9
     ]
     return min(known, default=None)
+
+
+@torch.no_grad()
+def _has_plain_head(base: BaseModel) -> bool:
+    """Some models scale or cap what leaves their output layer."""
+    head = base.model.get_output_embeddings()
+    if head is None:
+        return False
+    ids = torch.arange(8, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
+    logits = base.model(input_ids=ids).logits
+    return torch.equal(head(base.model.base_model(input_ids=ids).last_hidden_state), logits)
 
 
 def _check_weights(directory: Path) -> None:
@@ -218,9 +238,11 @@ def _trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str
 
 
 def _check_checkpoint(
-    name: str | Path, model: PreTrainedModel, fresh: frozenset[str], trained: tuple[str, ...]
+    name: str | Path, model: PreTrainedModel, fresh: frozenset[str], trained: tuple[str, ...], *, causal: bool
 ) -> None:
     inside = sorted(module for module in fresh if re.search(r"\.\d+\.", module))
+    if causal and fresh:
+        raise UserError(f"the weights of {name} lack {sorted(fresh)[0]}: they are not those of a language model")
     if inside:
         raise UserError(
             f"the weights of {name} lack {len(inside)} modules of its layers ({inside[0]} …): "

@@ -61,6 +61,23 @@ def require_classifier(config: PreTrainedConfig) -> None:
         raise UserError(f"a {config.model_type} model has an encoder and a decoder: give a model with one of them")
 
 
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether the model is fine-tuned as a language model; encoders classify sequences."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    architectures = [name for name in config.architectures or [] if not name.endswith("Model") or "LMHead" in name]
+    if architectures:
+        return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "type_vocab_size", None) is None
+
+
+def require_causal(config: PreTrainedConfig) -> None:
+    """Raise `UserError` where the architecture is no causal language model."""
+    remote = getattr(config, "auto_map", None) or {}
+    if config.is_encoder_decoder or not (is_causal(config) or "AutoModelForCausalLM" in remote):
+        raise UserError(f"a {config.model_type} model is no causal language model: give one, such as a Llama or a Qwen")
+
+
 def meta_model(config: PreTrainedConfig, *, num_labels: int = 2, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model for sequence classification without storage: shapes only."""
     import torch

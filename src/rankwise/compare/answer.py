@@ -9,29 +9,29 @@ import numpy as np
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.results import Choice, notes_on_training
-from rankwise.decide.guards import accuracy, macro_f1, matthews, pseudo_values
+from rankwise.decide.guards import macro_f1, matthews, pseudo_values
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.reason import reason
 from rankwise.decide.verdict import CONFIDENCE, Decision, Margin, RankVerdict, decide
 from rankwise.errors import RunError
-from rankwise.records import Doubling, Guard, Interval, Metric, RankExperiment, Recommendation, StopReason, Trial
+from rankwise.records import (
+    Doubling,
+    Guard,
+    Interval,
+    Metric,
+    RankExperiment,
+    Recommendation,
+    Scores,
+    StopReason,
+    Trial,
+)
 
-_GUARDS = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": matthews}
-
-
-@dataclass(frozen=True)
-class TestScores:
-    """Test scores of one rank's chosen trials, (seeds, examples) each; of rank 0, (1, examples)."""
-
-    __test__ = False  # not a test class, whatever pytest thinks of the name
-
-    nll: np.ndarray
-    predicted: np.ndarray
+_OF_CLASSES = {"macro_f1": macro_f1, "mcc": matthews}
 
 
 @dataclass(frozen=True)
 class TestData:
-    """What the test split knows of its examples: labels, and clusters where there are any."""
+    """What the test split knows of its examples: labels, none in instruction tuning, and clusters if there are any."""
 
     __test__ = False
 
@@ -39,9 +39,22 @@ class TestData:
     classes: int
     groups: np.ndarray | None
 
-    def values(self, metric: str, predicted: np.ndarray) -> np.ndarray:
-        """Each example's part in a metric of the predictions; a seed's mean is its metric."""
-        return pseudo_values(_GUARDS[metric], predicted, self.labels, self.classes)
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("nll", "accuracy", *(_OF_CLASSES if self.classes else ()))
+
+    def values(self, metric: str, scores: Scores) -> np.ndarray:
+        """Each example's part in a metric, more is better; a seed's mean is its metric."""
+        if metric == "nll":
+            return -scores.nll
+        if metric == "accuracy":
+            return scores.correct.astype(np.float64)
+        assert scores.predicted is not None
+        return pseudo_values(_OF_CLASSES[metric], scores.predicted, self.labels, self.classes)
+
+    def mean(self, metric: str, scores: Scores) -> float | None:
+        """None where it is a metric of classes, and there are none."""
+        return float(self.values(metric, scores).mean()) if metric in self.metrics else None
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,8 @@ class Answer:
 
 def answer(
     choice: Choice,
-    scores: Mapping[int, TestScores],
-    baseline: TestScores,
+    scores: Mapping[int, Scores],
+    baseline: Scores,
     data: TestData,
     taken: Mapping[int, Taken],
     holds_for: str,
@@ -88,9 +101,9 @@ def answer(
     return Answer(tuple(rows), recommendation, tuple(notes))
 
 
-def _row(trial: Trial, scores: TestScores, data: TestData, taken: Taken, verdict: RankVerdict | None) -> RankExperiment:
+def _row(trial: Trial, scores: Scores, data: TestData, taken: Taken, verdict: RankVerdict | None) -> RankExperiment:
     """One rank's row, from any of its chosen trials and the scores of all of them."""
-    accuracy = crossed_interval(data.values("accuracy", scores.predicted), groups=data.groups)
+    accuracy = crossed_interval(data.values("accuracy", scores), groups=data.groups)
     if accuracy.low == accuracy.high:
         # Every example right (or wrong) at every seed does not tell how another sample would vary.
         accuracy = Interval(accuracy.mean, None, None)
@@ -105,8 +118,8 @@ def _row(trial: Trial, scores: TestScores, data: TestData, taken: Taken, verdict
         accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
         accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
         nll=float(scores.nll.mean(dtype=np.float64)),
-        macro_f1=float(data.values("macro_f1", scores.predicted).mean()),
-        mcc=float(data.values("mcc", scores.predicted).mean()),
+        macro_f1=data.mean("macro_f1", scores),
+        mcc=data.mean("mcc", scores),
         training_time_seconds=taken.seconds,
         peak_memory_bytes=taken.peak_bytes,
         seeds=len(scores.nll),
@@ -117,11 +130,11 @@ def _row(trial: Trial, scores: TestScores, data: TestData, taken: Taken, verdict
     )
 
 
-def _judge(choice: Choice, scores: Mapping[int, TestScores], baseline: TestScores, data: TestData) -> Decision:
+def _judge(choice: Choice, scores: Mapping[int, Scores], baseline: Scores, data: TestData) -> Decision:
     of_nll = choice.config.metric == "nll"
 
-    def losses(of: TestScores) -> np.ndarray:
-        return of.nll if of_nll else (of.predicted != data.labels).astype(np.float64)
+    def losses(of: Scores) -> np.ndarray:
+        return of.nll if of_nll else 1 - data.values("accuracy", of)
 
     curves = [
         [[one.nll if of_nll else 1 - one.accuracy for one in result.evaluations] for result in choice.trained(rank)]
@@ -141,8 +154,8 @@ def _recommend(
     config: ComparisonConfig,
     decision: Decision,
     experiments: Sequence[RankExperiment],
-    scores: Mapping[int, TestScores],
-    baseline: TestScores,
+    scores: Mapping[int, Scores],
+    baseline: Scores,
     data: TestData,
     holds_for: str,
     stopped: StopReason | None,
@@ -184,23 +197,20 @@ def _guards(
     decided_on: Metric,
     decision: Decision,
     rank: int,
-    scores: Mapping[int, TestScores],
-    baseline: TestScores,
+    scores: Mapping[int, Scores],
+    baseline: Scores,
     data: TestData,
 ) -> tuple[Guard, ...]:
     """The metrics that did not decide, at a rank against the largest, whose gain is shown."""
     assert decision.keep is not None
 
-    def values(metric: str, of: TestScores) -> np.ndarray:
-        return -of.nll if metric == "nll" else data.values(metric, of.predicted)
-
     guards = []
-    for metric in ("nll", *_GUARDS):
+    for metric in data.metrics:
         if metric == decided_on:
             continue
-        mine, reference = values(metric, scores[rank]), values(metric, scores[decision.verdicts[-1].rank])
+        mine, reference = (data.values(metric, scores[each]) for each in (rank, decision.verdicts[-1].rank))
         difference = crossed_interval(mine - reference, groups=data.groups, confidence=2 * CONFIDENCE - 1)
-        gain = float(reference.mean() - values(metric, baseline).mean())
+        gain = float(reference.mean() - data.values(metric, baseline).mean())
         allowed = (1 - decision.keep) * max(gain, 0.0)
         guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=difference.mean < -allowed))
     return tuple(guards)

@@ -64,10 +64,10 @@ class ComparisonConfig:
     model: str = _option(
         "embedded", parse_text, "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2."
     )
-    task: Literal["classification", "docmatch"] = _option(
+    task: Literal["classification", "instruction", "docmatch"] = _option(
         "classification",
-        one_of("classification", "docmatch"),
-        "`classification` of your data, or `docmatch`, built in.",
+        one_of("classification", "instruction", "docmatch"),
+        "`classification` or `instruction` tuning on your data, or `docmatch`, built in.",
     )
     train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
     validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
@@ -75,13 +75,19 @@ class ComparisonConfig:
     text: str = _option("text", parse_text, "Column of the text.")
     text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
     label: str = _option("label", parse_text, "Column of the label.")
+    learn_prompts: bool = _option(False, parse_flag, "Instruction: learn prompts, too, not completions alone.")
+    skip_bad: bool = _option(False, parse_flag, "Instruction: leave out examples that cannot be used.")
     keep_leaked: bool = _option(False, parse_flag, "Keep test examples that also occur in train.")
     max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
     max_validation_examples: int | None = _option(None, whole_number(2), "Use this many validation examples.")
     max_test_examples: int | None = _option(
         None, whole_number(2), "Use this many test examples, drawn at random; more extend a run."
     )
-    max_length: int = _option(128, whole_number(1), "Cut examples to this many tokens.")
+    max_length: int = _option(
+        None,
+        whole_number(1),
+        "Cut examples to this many tokens [128; instruction: 512, of prompts the beginning first].",
+    )
     strategy: Literal["grid", "escalate"] = _option(
         "grid",
         one_of("grid", "escalate"),
@@ -148,12 +154,29 @@ class ComparisonConfig:
             object.__setattr__(self, "scalings", ("rslora",))
             object.__setattr__(self, "rslora", False)
         self._check_strategy()
-        if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
-            raise UserError("task docmatch brings its own data: leave out train, validation and test")
-        if self.task == "classification" and self.train is None:
-            raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
+        self._check_task()
         if self.steps is not None and self.epochs is not None:
             raise UserError("steps and epochs are both given: leave one out")
+
+    def _check_task(self) -> None:
+        if self.max_length is None:
+            object.__setattr__(self, "max_length", 512 if self.task == "instruction" else 128)
+        if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
+            raise UserError("task docmatch brings its own data: leave out train, validation and test")
+        if self.task != "docmatch" and self.train is None:
+            raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
+        given = {option.name for option in fields(self) if getattr(self, option.name) != option.default}
+        if self.task != "instruction":
+            for name in sorted(given & {"learn_prompts", "skip_bad"}):
+                raise UserError(f"{name.replace('_', '-')}: only task instruction has it; leave it out")
+        elif "model" not in given:
+            raise UserError("model: task instruction needs a causal language model; give one with --model")
+        else:
+            for name in sorted(given & {"text", "text_pair", "label"}):
+                raise UserError(
+                    f"{name.replace('_', '-')}: task instruction finds its columns by their names "
+                    "(messages; prompt and completion; instruction, input and output; text); leave it out"
+                )
 
     def _check_strategy(self) -> None:
         if self.ranks is None:

@@ -3,7 +3,8 @@
 comparison.json     the resolved configuration, the model's revision, the data's fingerprints
 journal.jsonl       what happened, in order
 checkpoints/        the pack in progress, and trials that stand at a rung
-trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet (example_id, nll, correct, predicted)
+trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet: example_id, nll, correct, and predicted (the
+                    class) or tokens (how many are learned; nll and correct are their means)
 baseline/           rank 0: scores.parquet
 adapter/            the adapter of the recommended rank's best trial
 recommendation.json the answer and what it stands on
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
 from rankwise.errors import RunError, UserError
-from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
+from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
@@ -149,13 +150,15 @@ class RunDirectory:
             tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
         )
 
-    def write_scores(self, directory: Path, test: Split, nll: np.ndarray, predicted: np.ndarray) -> None:
-        """Per-example test scores of a trial, or of rank 0."""
+    def write_scores(self, directory: Path, test: Split, scores: Scores) -> None:
+        """Per-example test scores of one trial, or of rank 0."""
         directory.mkdir(parents=True, exist_ok=True)
-        scores = pd.DataFrame(
-            {"example_id": test.example_ids, "nll": nll, "correct": predicted == test.labels, "predicted": predicted}
-        )
-        write_file(directory / "scores.parquet", scores.to_parquet)
+        columns = {"example_id": test.example_ids, "nll": scores.nll[0], "correct": scores.correct[0]}
+        if scores.predicted is not None:
+            columns |= {"correct": scores.correct[0] == 1, "predicted": scores.predicted[0]}
+        elif test.learned is not None:
+            columns |= {"tokens": np.add.reduceat(test.learned.flat, test.learned.offsets[:-1])}
+        write_file(directory / "scores.parquet", pd.DataFrame(columns).to_parquet)
 
     def read_scores(self, directory: Path) -> pd.DataFrame:
         return _read_parquet(directory / "scores.parquet")

@@ -81,9 +81,7 @@ def _take_step(
         rank: Evidence.of(choice.trained(rank), config.metric) if rank in choice.by_rank else None
         for rank in config.ranks
     }
-    scale = Scale(
-        config.metric, Margin(config.keep, config.margin), validation_baseline(journal), len(grown.task.labels)
-    )
+    scale = Scale(config.metric, Margin(config.keep, config.margin), validation_baseline(journal), grown.task.outcomes)
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
     room = Room(
         largest_rank=max(min(target.d_in, target.d_out) for target in grown.targets),

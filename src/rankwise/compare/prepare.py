@@ -22,6 +22,7 @@ from rankwise.memory.formula import check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
+from rankwise.tasks.instruction import load_instruction
 from rankwise.tasks.task import Split, Task
 from rankwise.train.baseline import head_chain
 from rankwise.train.settings import TrainingSettings, steps_of_epochs
@@ -79,6 +80,21 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
             validation_examples=config.max_validation_examples,
             test_examples=config.max_test_examples,
         )
+    elif config.task == "instruction":
+        assert config.train is not None
+        task = load_instruction(
+            train=config.train,
+            validation=config.validation,
+            test=config.test,
+            tokenizer=tokenizer,
+            max_length=config.max_length,
+            learn_prompts=config.learn_prompts,
+            skip_bad=config.skip_bad,
+            keep_leaked=config.keep_leaked,
+            train_examples=config.max_train_examples,
+            validation_examples=config.max_validation_examples,
+            test_examples=config.max_test_examples,
+        )
     else:
         assert config.train is not None
         task = load_classification(
@@ -98,7 +114,7 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
     tell("loading the base model")
     base = load_base(
         config.model,
-        num_labels=len(task.labels),
+        num_labels=None if task.is_instruction else len(task.labels),
         dtype=config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
@@ -109,7 +125,8 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
     _check_tokens(base, task)
     if config.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
         raise UserError(f"gradient-checkpointing: {config.model} cannot recompute activations; leave it out")
-    head_chain(base, task)  # what rank 0 cannot do is told before anything is written
+    if not base.causal:
+        head_chain(base, task)  # what rank 0 cannot do is told before anything is written
     targets = match_targets(base.model, config.target_modules, trained=base.trained_modules)
     check_ranks(config.ranks, targets)
     steps = config.steps

@@ -98,8 +98,9 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
         task=prepared.task.name,
         experiments=tuple(row for one in answers for row in one.experiments),
         baseline=Baseline(
-            accuracy=float((baseline.predicted == prepared.task.test.labels).mean()),
+            accuracy=float(baseline.correct.mean(dtype=np.float64)),
             nll=float(baseline.nll.mean(dtype=np.float64)),
+            fitted=not prepared.task.is_instruction,
         ),
         recommendation=first.recommendation,
         alternatives=tuple(other.recommendation for other in others),

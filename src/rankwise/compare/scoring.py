@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from rankwise.compare.answer import TestScores
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter
-from rankwise.records import Baseline, Trial
+from rankwise.records import Baseline, Scores, Trial
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
 
 
 def score_baseline(
     prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Callable[[str], None]
-) -> TestScores:
+) -> Scores:
     """Rank 0's scores, of one seed: its fit has a best solution, and chance has next to no part in it."""
     test = prepared.task.test
     if any(event["examples"] == len(test) for event in journal.of("baseline")):
@@ -31,10 +30,10 @@ def score_baseline(
     tell("rank 0: fitting a head on the frozen base")
     started = time.monotonic()
     scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
-    directory.write_scores(directory.baseline, test, scores.nll, scores.predicted)
+    directory.write_scores(directory.baseline, test, scores.test)
     seconds = time.monotonic() - started
     journal.append("baseline", examples=len(test), validation=asdict(scores.validation), seconds=seconds)
-    return TestScores(scores.nll[None], scores.predicted[None])
+    return scores.test
 
 
 def validation_baseline(journal: Journal) -> Baseline:
@@ -63,19 +62,28 @@ def score_trials(
             for index, trial in enumerate(pack.trials):
                 adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
                 pack.load(index, adapter.state)
-            nll, predicted = score(pack, test, prepared.task.pad_token_id)
+            scores = score(pack.base, len(pack.trials), test, prepared.task.pad_token_id)
         for index, trial in enumerate(pack.trials):
             if trial in missing:
-                directory.write_scores(directory.trial(trial), test, nll[index], predicted[index])
+                directory.write_scores(directory.trial(trial), test, _of_trial(scores, index))
         ids = [trial.id for trial in missing]
         journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
 
 
-def read_scores(directory: RunDirectory, trials: Sequence[Trial]) -> TestScores:
+def read_scores(directory: RunDirectory, trials: Sequence[Trial]) -> Scores:
     """The scores of trials that were scored, stacked in their order."""
     return _read(directory, [directory.trial(trial) for trial in trials])
 
 
-def _read(directory: RunDirectory, paths: Sequence[Path]) -> TestScores:
+def _read(directory: RunDirectory, paths: Sequence[Path]) -> Scores:
     tables = [directory.read_scores(path) for path in paths]
-    return TestScores(*(np.stack([table[column].to_numpy() for table in tables]) for column in ("nll", "predicted")))
+
+    def stacked(column: str) -> np.ndarray:
+        return np.stack([table[column].to_numpy() for table in tables])
+
+    return Scores(stacked("nll"), stacked("correct"), stacked("predicted") if "predicted" in tables[0] else None)
+
+
+def _of_trial(scores: Scores, index: int) -> Scores:
+    one = slice(index, index + 1)
+    return Scores(scores.nll[one], scores.correct[one], None if scores.predicted is None else scores.predicted[one])

@@ -1,8 +1,8 @@
-"""Accuracy, macro-F1 and Matthews correlation with intervals: what a loss alone may hide.
+"""Macro-F1 and Matthews correlation with intervals: what a loss alone may hide.
 
-The last two are no means over examples but functions of the confusion matrix. Their first-order
+They are no means over examples, as accuracy is, but functions of the confusion matrix. Their first-order
 expansion turns them into means: an example counts the score plus the derivative at its own cell. So the
-same crossed interval serves all three.
+same crossed interval serves all.
 """
 
 from __future__ import annotations
@@ -33,12 +33,6 @@ def pseudo_values(
         # Both metrics are the same for counts as for shares, so the gradient's own mean is 0 (Euler).
         rows.append(value + gradient.reshape(-1)[cells])
     return np.stack(rows)
-
-
-def accuracy(confusion: Confusion) -> tuple[float, Confusion]:
-    """The share of right predictions, and its gradient among matrices that sum to 1."""
-    value = float(np.trace(confusion))
-    return value, np.eye(len(confusion)) - value
 
 
 def macro_f1(confusion: Confusion) -> tuple[float, Confusion]:

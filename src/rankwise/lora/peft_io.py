@@ -107,7 +107,7 @@ def read_adapter(directory: Path, base: BaseModel, targets: Sequence[LinearLayer
 
 def _config(base: BaseModel, trial: Trial, targets: Sequence[str]) -> LoraConfig:
     config = LoraConfig(
-        task_type="SEQ_CLS",
+        task_type="CAUSAL_LM" if base.causal else "SEQ_CLS",
         inference_mode=True,
         base_model_name_or_path=_published_name(base),
         revision=None if base.revision.startswith("sha256:") else base.revision,
@@ -115,7 +115,7 @@ def _config(base: BaseModel, trial: Trial, targets: Sequence[str]) -> LoraConfig
         lora_alpha=int(trial.alpha) if trial.alpha == int(trial.alpha) else trial.alpha,
         use_rslora=trial.use_rslora,
         fan_in_fan_out=any(isinstance(base.model.get_submodule(target), Conv1D) for target in targets),
-        modules_to_save=_modules_to_save(base),
+        modules_to_save=_modules_to_save(base) or None,
     )
     # PEFT also adapts modules whose names end in a target's; it would make sets of both, of no fixed order.
     longer = [name for name, _ in base.model.named_modules() if any(_ends_in(name, target) for target in targets)]

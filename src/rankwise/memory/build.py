@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rankwise.base.shapes import head_modules, match_targets
+from rankwise.base.shapes import head_modules, is_causal, match_targets
 from rankwise.errors import UserError
 from rankwise.memory.settings import Quantization, StepSettings
 
@@ -28,16 +28,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _QUANTIZATION = "rankwise_quantization"  # an attribute of the modules that are quantised
 _BLOCK = 64  # weights that share one scale; bitsandbytes' default, as is the next
 _DOUBLE_BLOCK = 256  # scales that share one scale of their own
-
-
-def is_causal(config: PreTrainedConfig) -> bool:
-    """Whether the model is fine-tuned as a language model; encoders classify sequences."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    architectures = [name for name in config.architectures or [] if not name.endswith("Model") or "LMHead" in name]
-    if architectures:
-        return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "type_vocab_size", None) is None
 
 
 def meta_step_model(config: PreTrainedConfig, settings: StepSettings) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.load import DTYPES, BaseModel, describe_base, remove_dropout
 from rankwise.base.shapes import LinearLayer, meta_model
@@ -18,8 +18,9 @@ from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors
 from rankwise.memory.trace import StorageTracker, Trace
 from rankwise.records import Trial
-from rankwise.tasks.task import Batch
-from rankwise.train.loop import PackOptimizer, checkpointed_activations, example_nll
+from rankwise.tasks.task import Batch, Learned
+from rankwise.train.likelihood import likelihood
+from rankwise.train.loop import PackOptimizer, checkpointed_activations
 from rankwise.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -38,12 +39,9 @@ def simulate_pack(
     """A step of these trials on fake tensors; of `base` only the description and the configuration are used."""
     config = base.model.config
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(
-            config,
-            dtype=DTYPES[base.dtype],
-            attn_implementation=config._attn_implementation,
-            # Code that the model brings was allowed when it was loaded.
-            trust_remote_code=type(base.model).__module__.startswith("transformers_modules"),
+        # What transformers' Auto classes call; the class may be of code that the model brings.
+        model = type(base.model)._from_config(
+            config, dtype=DTYPES[base.dtype], attn_implementation=config._attn_implementation
         )
     remove_dropout(model)
     with fake_tensors(cuda=cuda) as device:
@@ -66,8 +64,8 @@ def trace_pack(
                     ids = torch.ones(training.batch_size, length, dtype=torch.long, device=base.device)
                     mask = torch.ones_like(ids)
                     mask[:, -1] = 0  # where nothing is padded the model may do without a mask
-                    batch = Batch(ids, mask, None, ids[:, 0])
-                    loss = example_nll(pack, batch)[0].sum()
+                    batch = Batch(ids, mask, None, ids[:, 0], _all_learned(ids) if base.causal else None)
+                    loss = likelihood(base, len(trials), batch).nll.sum()
                 with tracker.phase("backward"):
                     loss.backward()
                 with tracker.phase("update"):
@@ -77,6 +75,15 @@ def trace_pack(
                     tracker.claim((state for state in states if isinstance(state, torch.Tensor)), "optimizer_states")
                 tracker.claim((row.grad for row in optimizer.rows if row.grad is not None), "gradients")
     return tracker.trace
+
+
+def _all_learned(ids: torch.Tensor) -> Learned:
+    """Every token but the first of each row: at most so many are."""
+    rows, length = ids.shape
+    return Learned(
+        torch.arange(rows, device=ids.device).repeat_interleave(length - 1, output_size=rows * (length - 1)),
+        torch.arange(1, length, device=ids.device).repeat(rows),
+    )
 
 
 def pack_of(
@@ -109,6 +116,7 @@ def pack_of(
         device=torch.device("meta"),
         dtype=cast(Any, settings.dtype),
         fresh=frozenset(),
+        causal=False,
     )
     training = TrainingSettings(steps=2, batch_size=settings.batch_size, checkpointing=settings.checkpointing)
     return base, [Trial(rank, float(rank), False, 1e-3, seed) for seed in range(pack_size)], training

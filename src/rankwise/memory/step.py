@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.memory.build import is_causal
+from rankwise.base.shapes import is_causal
 from rankwise.memory.settings import Optimizer, StepSettings
 
 _CHUNK = 1024  # tokens

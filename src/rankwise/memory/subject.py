@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from rankwise.base.shapes import head_modules, linear_layers, match_targets, model_positions
+from rankwise.base.shapes import head_modules, is_causal, linear_layers, match_targets, model_positions
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
-from rankwise.memory.build import adapt, give_storage, is_causal, meta_step_model
+from rankwise.memory.build import adapt, give_storage, meta_step_model
 from rankwise.memory.closed_form import closed_form
 from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
 from rankwise.memory.formula import adapted_layers

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from rankwise.records.plain import plain
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -73,6 +74,18 @@ class TrialResult:
     def validation_nll(self) -> float:
         """The last validation loss; infinite for a trial that is not trained, so that no rate is chosen for it."""
         return self.evaluations[-1].nll if self.status == "trained" else float("inf")
+
+
+class Scores(NamedTuple):
+    """What trials make of examples, arrays of (trials, examples).
+
+    `nll` is that of the class, or the mean over the learned tokens; `correct` is 1 or 0 for the class, or the share of
+    learned tokens that are the model's first choice; `predicted` is the class, None where tokens are learned.
+    """
+
+    nll: np.ndarray
+    correct: np.ndarray
+    predicted: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +176,8 @@ class Recommendation:
 class RankExperiment:
     """One rank's row of a comparison, at the learning rate chosen on validation.
 
-    `accuracy` and `nll` are means over seeds and test examples; the limits are 95 %, over seeds and
+    `accuracy` and `nll` are means over seeds and test examples (in instruction tuning of each example's mean over its
+    learned tokens, and there are no classes for `macro_f1` and `mcc`); the limits are 95 %, over seeds and
     examples both, and None with fewer than two seeds or where no score differs from another.
     `training_time_seconds` is what training this
     rank alone takes: the median time of its step, times the steps. `peak_memory_bytes` is the peak of
@@ -182,8 +196,8 @@ class RankExperiment:
     accuracy_low: float | None
     accuracy_high: float | None
     nll: float
-    macro_f1: float
-    mcc: float
+    macro_f1: float | None
+    mcc: float | None
     training_time_seconds: float
     peak_memory_bytes: int | None
     seeds: int
@@ -195,10 +209,11 @@ class RankExperiment:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Rank 0: the frozen base model with its head fitted to convergence."""
+    """Rank 0: the frozen base model with its head `fitted` to convergence, or a language model as it is."""
 
     accuracy: float
     nll: float
+    fitted: bool
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,13 @@ def _caption(comparison: RankComparison, *, wide: bool) -> str:
         else "an interval needs two seeds or more"
     )
     rules = {"alpha/sqrt(rank)" if e.use_rslora else "alpha/rank" for e in experiments}
-    scores = "Accuracy and NLL (nats per example)" if wide else "Accuracy"
+    if comparison.baseline.fitted:
+        baseline, accuracy, unit = "the frozen base model with its head fitted to convergence", "Accuracy", "example"
+    else:
+        baseline, accuracy, unit = "the base model as it is", "Accuracy (share of learned tokens)", "token"
+    scores = f"{accuracy} and NLL (nats per {unit})" if wide else accuracy
     return (
-        "Rank 0 is the frozen base model with its head fitted to convergence; "
+        f"Rank 0 is {baseline}; "
         f"scaling is {' or '.join(sorted(rules))}.\n"
         f"{scores}: mean over {seeds} and the test examples; {intervals}.\n"
         "Training time: what training this rank alone takes, the median time of its step times the steps.\n"

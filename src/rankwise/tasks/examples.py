@@ -24,13 +24,17 @@ _CHUNK = 4096  # examples tokenised at once: bounds the Python lists, keeps ever
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one split before tokenising; `ids`, `labels` and `groups` as in `Split`."""
+    """Examples of one split before tokenising; `ids`, `labels` and `groups` as in `Split`.
+
+    `spans` are, in instruction tuning, the parts of each text that are learned: (start, end) in characters.
+    """
 
     ids: Int[np.ndarray, " examples"]
     texts: list[str]
     pairs: list[str] | None
     labels: Int[np.ndarray, " examples"]
     groups: Int[np.ndarray, " examples"] | None = None
+    spans: list[tuple[tuple[int, int], ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -42,6 +46,7 @@ class Examples:
             pairs=None if self.pairs is None else [self.pairs[row] for row in rows],
             labels=self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
+            spans=None if self.spans is None else [self.spans[row] for row in rows],
         )
 
 
@@ -76,6 +81,7 @@ def build_task(
     return Task(
         name=name,
         labels=labels,
+        outcomes=len(labels),
         train=tokenised["train"][0],
         validation=tokenised["validation"][0],
         test=tokenised["test"][0],

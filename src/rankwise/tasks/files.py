@@ -77,13 +77,16 @@ def quoted(names: Collection[str], *, most: int = 12) -> str:
     return ", ".join(shown) + (f" … ({len(names)} in all)" if len(names) > most else "")
 
 
-def read_file(path: Path, shapes: Sequence[Shape]) -> Table:
-    """Read the columns of one of the shapes from a data file, by its suffix."""
+def read_file(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = None) -> Table:
+    """Read the columns of one of the shapes from a data file, by its suffix.
+
+    JSON Lines: a line that is no object is an error, or where `damaged` is given is told to it and left out.
+    """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
     try:
-        return reader(path, shapes)
+        return _read_jsonl(path, shapes, damaged) if reader is _read_jsonl else reader(path, shapes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -139,27 +142,38 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(limit)
 
 
-def _read_jsonl(path: Path, shapes: Sequence[Shape]) -> Table:
+def _read_jsonl(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = None) -> Table:
     values: dict[str, list[Any]] = {}
     lines: list[int] = []
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            # Numbers keep their spelling; NaN is how some writers say that a value is missing.
-            record = json.loads(
-                line, parse_int=str, parse_float=str, parse_constant=lambda name: None if name == "NaN" else name
-            )
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); each line must hold one object") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; each line must hold one object")
+            record = _record(line)
+        except ValueError as error:
+            if damaged is None:
+                raise UserError(f"{path}, line {number}: {error}; each line must hold one object") from error
+            damaged.append(f"{path}, line {number}: {error}")
+            continue
         if not lines:
             values = {column: [] for column in choose_columns(str(path), list(record), shapes)}
         for column, column_values in values.items():
             column_values.append(record.get(column))
         lines.append(number)
     return Table(str(path), values or {column: [] for column in shapes[0].columns}, lines)
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        # Numbers keep their spelling; NaN is how some writers say that a value is missing.
+        record = json.loads(
+            line, parse_int=str, parse_float=str, parse_constant=lambda name: None if name == "NaN" else name
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
 
 
 def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:

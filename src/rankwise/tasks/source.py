@@ -61,16 +61,22 @@ def read_splits(
 
 
 def read_tables(
-    train: Source, validation: Source | None, test: Source | None, shapes: Sequence[Shape]
+    train: Source,
+    validation: Source | None,
+    test: Source | None,
+    shapes: Sequence[Shape],
+    damaged: list[str] | None = None,
 ) -> dict[SplitName, Table]:
     """Read what there is of the three splits, each in the first of the shapes that it has; values as they are.
+
+    Lines that are no JSON object are left out where `damaged` is given, which is told of each.
 
     Where only `train` is given and names a data set, that data set's own validation and test splits are
     taken too; one whose classes are all hidden (-1, as benchmarks publish their test sets) is left out.
     """
     given: dict[SplitName, Source | None] = {"train": train, "validation": validation, "test": test}
     if validation is not None or test is not None or not _names_data_set(train):
-        return {split: _table(source, shapes, split) for split, source in given.items() if source is not None}
+        return {split: _table(source, shapes, split, damaged) for split, source in given.items() if source is not None}
     parts = _load_named(str(train), shapes)
     tables = {
         split: _part(parts, split, shapes, name=str(train))
@@ -80,10 +86,10 @@ def read_tables(
     return {split: table for split, table in tables.items() if split == "train" or not _hidden(table)}
 
 
-def _table(source: Source, shapes: Sequence[Shape], split: SplitName) -> Table:
+def _table(source: Source, shapes: Sequence[Shape], split: SplitName, damaged: list[str] | None = None) -> Table:
     if _names_data_set(source):
         return _part(_load_named(str(source), shapes), split, shapes, name=str(source))
-    return _read(source, shapes, split)
+    return _read(source, shapes, split, damaged)
 
 
 def _names_data_set(source: Source) -> bool:
@@ -135,12 +141,12 @@ def _hidden(table: Table) -> bool:
     return any(all(value is None for value in table.columns[column]) for column in table.class_names)
 
 
-def _read(source: Source, shapes: Sequence[Shape], split: SplitName) -> Table:
+def _read(source: Source, shapes: Sequence[Shape], split: SplitName, damaged: list[str] | None) -> Table:
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        return read_file(path, shapes)
+        return read_file(path, shapes, damaged)
 
     import pandas as pd
 
@@ -193,7 +199,7 @@ def _texts(table: Table, column: str, values: Sequence[Any]) -> list[str]:
         raise UserError(f"{where} has no value in {_count_places(table, missing)}; fill it in or remove the row")
     texts = []
     for row, value in enumerate(values):
-        text = _as_text(value)
+        text = as_text(value)
         if text is None:
             raise UserError(f"{where} holds a {type(value).__name__} on {table.place(row)}; text is needed")
         texts.append(text)
@@ -201,7 +207,7 @@ def _texts(table: Table, column: str, values: Sequence[Any]) -> list[str]:
     if blank:
         raise UserError(f"{where} is empty in {_count_places(table, blank)}; fill it in or remove the row")
     for row, text in enumerate(texts):
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise UserError(f"{where} is not valid Unicode on {table.place(row)} (half of a surrogate pair); repair it")
     return texts
 
@@ -214,7 +220,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _as_text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Text as it is, numbers and booleans as JSON writes them, nothing for anything else."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -223,7 +229,7 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value) if isinstance(value, bool | int | float) else None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -57,7 +57,8 @@ class Split:
     """Tokenised examples of one split.
 
     `example_ids` name the rows of the source; `groups` are the clusters for the statistics
-    (docmatch: the source file), None where every example stands alone.
+    (docmatch: the source file), None where every example stands alone. `labels` are class numbers, and `learned` is
+    None; in instruction tuning `learned` has a 1 for each token that is learned, and `labels` are 0.
     """
 
     example_ids: np.ndarray
@@ -65,6 +66,7 @@ class Split:
     token_type_ids: Ragged | None
     labels: np.ndarray
     groups: np.ndarray | None = None
+    learned: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,33 +78,50 @@ class Split:
         digest.update(self.input_ids.flat[: self.input_ids.offsets[count]].tobytes())
         digest.update(self.input_ids.offsets[: count + 1].tobytes())
         digest.update(np.asarray(self.labels[:count], dtype=np.int64).tobytes())
+        if self.learned is not None:
+            digest.update(self.learned.flat[: self.learned.offsets[count]].tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Task:
-    """Examples, and how one example is scored: here by the likelihood of its class.
+    """Examples, and how one example is scored: by the likelihood of its class, or of its learned tokens.
 
-    `notes` are sentences for the user about what preparing the data changed.
+    `outcomes` is how many classes, or tokens, there are to choose from; `labels` names the classes, and is empty in
+    instruction tuning. `notes` are sentences for the user about what preparing the data changed.
     """
 
     name: str
     labels: tuple[str, ...]
+    outcomes: int
     train: Split
     validation: Split
     test: Split
     pad_token_id: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_instruction(self) -> bool:
+        return self.train.learned is not None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The tokens of a batch that are learned, in order: their rows and columns."""
+
+    rows: Int64[torch.Tensor, " tokens"]
+    columns: Int64[torch.Tensor, " tokens"]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One padded batch. Rows are padded on the right."""
+    """One padded batch. Rows are padded on the right. `learned` is None where rows have classes."""
 
     input_ids: Int64[torch.Tensor, "batch length"]
     attention_mask: Int64[torch.Tensor, "batch length"]
     token_type_ids: Int64[torch.Tensor, "batch length"] | None
     labels: Int64[torch.Tensor, " batch"]
+    learned: Learned | None = None
 
     @property
     def inputs(self) -> dict[str, Int64[torch.Tensor, "batch length"]]:
@@ -110,13 +129,29 @@ class Batch:
         types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask} | types
 
+    @property
+    def outcomes(self) -> int:
+        """How many classes, or tokens, are learned."""
+        return len(self.labels) if self.learned is None else len(self.learned.rows)
+
+    @property
+    def outcomes_by_row(self) -> Int64[torch.Tensor, " batch"]:
+        """The same of each row."""
+        if self.learned is None:
+            return torch.ones_like(self.labels)
+        return torch.bincount(self.learned.rows, minlength=len(self.labels))
+
     def to(self, device: torch.device) -> Batch:
-        types = self.token_type_ids
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        types, learned = self.token_type_ids, self.learned
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            None if types is None else types.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
+            moved(self.input_ids),
+            moved(self.attention_mask),
+            None if types is None else moved(types),
+            moved(self.labels),
+            None if learned is None else Learned(moved(learned.rows), moved(learned.columns)),
         )
 
 
@@ -136,6 +171,7 @@ def collate(split: Split, rows: np.ndarray, pad_token_id: int) -> Batch:
         attention_mask=torch.from_numpy(attention_mask),
         token_type_ids=None if split.token_type_ids is None else padded(split.token_type_ids, 0),
         labels=torch.from_numpy(split.labels[rows].astype(np.int64)),
+        learned=None if split.learned is None else Learned(*padded(split.learned, 0).nonzero(as_tuple=True)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rank 0: the frozen base model with its head fitted to convergence.
+"""Rank 0: the frozen base model, as it is where it is a language model, else with its head fitted to convergence.
 
 Every gain is measured against this, and an undertrained head would inflate them all. So the frozen
 part runs once over each split, and the head is fitted on those features by L-BFGS, under several weight
@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
@@ -28,8 +28,9 @@ from transformers.activations import ACT2FN
 from rankwise.base.load import BaseModel
 from rankwise.errors import UserError
 from rankwise.lora.attach import initial_heads
-from rankwise.records import Baseline
+from rankwise.records import Baseline, Scores
 from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows
+from rankwise.train.loop import score
 
 _WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _MOST_ITERATIONS = 300
@@ -43,10 +44,9 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Rank 0 on each example of the test split, and on validation as a whole."""
+    """Rank 0 on each example of the test split, (1, examples), and on validation as a whole."""
 
-    nll: Float32[np.ndarray, " examples"]
-    predicted: Int[np.ndarray, " examples"]
+    test: Scores
     validation: Baseline
 
 
@@ -59,10 +59,14 @@ class HeadChain:
 
 
 def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
-    """Fit the head on train, choose on validation, score test.
+    """Fit the head on train, choose on validation, score test; a language model is scored as it is.
 
     Raises `UserError` where the head is not a chain of linear layers.
     """
+    if base.causal:
+        scores, held_out = (score(base, 1, split, task.pad_token_id) for split in (task.test, task.validation))
+        means = [float(of.mean(dtype=np.float64)) for of in (held_out.correct, held_out.nll)]
+        return BaselineScores(scores, Baseline(means[0], means[1], fitted=False))
     chain = head_chain(base, task)
     train, validation, test = (
         _features(base, chain, split, task.pad_token_id) for split in (task.train, task.validation, task.test)
@@ -77,7 +81,9 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
         logits = best(test)
         nll = functional.cross_entropy(logits, labels[2], reduction="none")
         accuracy = float((best(validation).argmax(dim=-1) == labels[1]).double().mean())
-    return BaselineScores(nll.numpy(), logits.argmax(dim=-1).int().numpy(), Baseline(accuracy, validation_nll))
+    predicted = logits.argmax(dim=-1)
+    scores = Scores(nll.numpy()[None], (predicted == labels[2]).float().numpy()[None], predicted.int().numpy()[None])
+    return BaselineScores(scores, Baseline(accuracy, validation_nll, fitted=True))
 
 
 class _Head(nn.Module):

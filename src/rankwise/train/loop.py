@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached
-from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
-from rankwise.tasks.task import Batch, Split, Task, collate, evaluation_rows, training_rows
+from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
+from rankwise.tasks.task import Split, Task, collate, evaluation_rows, training_rows
 from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
+from rankwise.train.likelihood import likelihood
 from rankwise.train.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
@@ -126,42 +126,41 @@ def run_pack(
             if checkpoint is not None and (evaluate or now - saved > CHECKPOINT_SECONDS):
                 write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
                 saved = now
-        return [_trained(pack, progress, index, len(task.labels)) for index in range(len(pack.trials))]
+        return [_trained(pack, progress, index, task.outcomes) for index in range(len(pack.trials))]
 
 
 def train_step(
     pack: Pack, optimizer: PackOptimizer, task: Task, batches: Sequence[np.ndarray], number: int
 ) -> Float[Tensor, " trials"]:
-    """One optimiser step on the rows of `batches`; returns each trial's mean loss before the update."""
-    total = sum(len(rows) for rows in batches)
+    """One optimiser step on the rows of `batches`.
+
+    Returns each trial's loss before the update: the mean over examples, or over all learned tokens.
+    """
+    collated = [collate(task.train, rows, task.pad_token_id) for rows in batches]
+    total = sum(batch.outcomes for batch in collated)
     losses = torch.zeros(len(pack.trials), device=pack.base.device)
-    for rows in batches:
-        batch = collate(task.train, rows, task.pad_token_id).to(pack.base.device)
-        loss = example_nll(pack, batch)[0].sum(dim=1) / total
+    for batch in collated:
+        loss = likelihood(pack.base, len(pack.trials), batch.to(pack.base.device)).nll.sum(dim=1) / total
         loss.sum().backward()
         losses += loss.detach()
     optimizer.step(number)
     return losses
 
 
-def example_nll(pack: Pack, batch: Batch) -> tuple[Float[Tensor, "trials batch"], Int[Tensor, "trials batch"]]:
-    """Every trial's negative log-likelihood of each label, and its likeliest class."""
-    trials = len(pack.trials)
-    logits = pack.base.model(**{name: tensor.repeat(trials, 1) for name, tensor in batch.inputs.items()}).logits
-    labels = batch.labels.repeat(trials)
-    nll = functional.cross_entropy(logits.float(), labels, reduction="none")
-    return nll.view(trials, -1), logits.argmax(dim=-1).view(trials, -1)
-
-
 @torch.no_grad()
-def score(pack: Pack, split: Split, pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every trial's NLL (float32) and predicted class (int32) of each example, both (trials, examples)."""
-    nll = np.empty((len(pack.trials), len(split)), dtype=np.float32)
-    predicted = np.empty(nll.shape, dtype=np.int32)
-    for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // len(pack.trials)):
-        batch_nll, batch_predicted = example_nll(pack, collate(split, rows, pad_token_id).to(pack.base.device))
-        nll[:, rows], predicted[:, rows] = batch_nll.cpu().numpy(), batch_predicted.cpu().numpy()
-    return nll, predicted
+def score(base: BaseModel, trials: int, split: Split, pad_token_id: int) -> Scores:
+    """Score every example with the adapters of so many trials on the base model; without any, `trials` is 1."""
+    nll = np.empty((trials, len(split)), dtype=np.float32)
+    correct = np.empty_like(nll)
+    predicted = np.empty(nll.shape, dtype=np.int32) if split.learned is None else None
+    for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // trials):
+        batch = collate(split, rows, pad_token_id)
+        of = likelihood(base, trials, batch.to(base.device))
+        outcomes = batch.outcomes_by_row
+        nll[:, rows], correct[:, rows] = of.nll.cpu() / outcomes, of.right.cpu() / outcomes
+        if predicted is not None and of.predicted is not None:
+            predicted[:, rows] = of.predicted.cpu().numpy()
+    return Scores(nll, correct, predicted)
 
 
 @contextmanager
@@ -177,11 +176,10 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
 
 
 def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
-    nll, predicted = score(pack, task.validation, task.pad_token_id)
-    correct = predicted == task.validation.labels
+    scores = score(pack.base, len(pack.trials), task.validation, task.pad_token_id)
     return tuple(
-        Evaluation(step, float(trial_nll.mean(dtype=np.float64)), float(trial_correct.mean()))
-        for trial_nll, trial_correct in zip(nll, correct, strict=True)
+        Evaluation(step, float(nll.mean(dtype=np.float64)), float(correct.mean(dtype=np.float64)))
+        for nll, correct in zip(scores.nll, scores.correct, strict=True)
     )
 
 
@@ -191,11 +189,11 @@ def _report(progress: PackProgress) -> StepReport:
     return StepReport(progress.trials, progress.step, tuple(recent.tolist()), validation)
 
 
-def _trained(pack: Pack, progress: PackProgress, index: int, classes: int) -> TrainedTrial:
+def _trained(pack: Pack, progress: PackProgress, index: int, outcomes: int) -> TrainedTrial:
     train_nll = tuple(progress.train_nll[: progress.step, index].tolist())
     evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
     finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
-    bound = _EXPLODED * max(train_nll[0], math.log(classes))
+    bound = _EXPLODED * max(train_nll[0], math.log(outcomes))
     status: TrialStatus = "trained" if progress.step == len(progress.train_nll) else "dropped"
     if not finite or max(train_nll) >= bound:
         status = "diverged"
