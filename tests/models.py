@@ -42,10 +42,19 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1},
     "llama": _DECODER,
     "qwen3": _DECODER,
+    "mistral": _DECODER,
+    "gemma2": _DECODER | {"query_pre_attn_scalar": 8, "sliding_window": 16},
     "longformer": _ENCODER | {"attention_window": 4},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
 }
+LANGUAGE_MODELS = ("gpt2", "llama", "qwen3", "mistral", "gemma2")
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "distilbert", "modernbert", "gpt2", "llama", "qwen3")
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '.' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 
 def tiny_config(architecture: str, **changed: Any) -> PreTrainedConfig:

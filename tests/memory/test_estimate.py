@@ -68,10 +68,12 @@ def test_parts_add_up_and_rows_are_consistent() -> None:
 
 
 def test_a_second_rank_is_as_if_it_were_asked_for_alone() -> None:
-    both = estimate_ranks(tiny_config("bert"), [2, 8], settings=step_settings())
-    alone = estimate_ranks(tiny_config("bert"), [8], settings=step_settings())
+    # Large enough that the allocator's rounding is not what a rank takes.
+    config = tiny_config("bert", hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+    both = estimate_ranks(config, [16, 32], settings=step_settings())
+    alone = estimate_ranks(config, [32], settings=step_settings())
     assert both.ranks[1].cost == alone.ranks[0].cost
-    assert both.ranks[1].rank_share_of_peak == pytest.approx(alone.ranks[0].rank_share_of_peak, rel=0.2)
+    assert both.ranks[1].rank_share_of_peak == pytest.approx(alone.ranks[0].rank_share_of_peak, rel=0.25)
 
 
 ALIKE: list[dict[str, Any]] = [
@@ -88,31 +90,30 @@ ALIKE: list[dict[str, Any]] = [
     [(architecture, {}) for architecture in ARCHITECTURES]
     + [(architecture, changed) for architecture in ("llama", "bert") for changed in ALIKE],
 )
-def test_a_step_on_the_line_through_two_others_is_the_step_itself(architecture: str, changed: dict[str, Any]) -> None:
+def test_a_step_that_others_tell_of_is_the_step_itself(architecture: str, changed: dict[str, Any]) -> None:
     step, config = step_settings(**changed), tiny_config(architecture)
     together = Subject(config, "all-linear", "simulate")
-    for rank, batch in [(3, 2), (6, 2), (3, 3), (6, 3), (None, 2), (None, 3)]:
+    for rank, batch in [(None, 2), (None, 3), (3, 2), (6, 3)]:
         together.memory(rank, dataclasses.replace(step, batch_size=batch))
-    for rank, batch in [(12, 2), (3, 7), (12, 7), (None, 7)]:
+    for rank, batch in [(3, 2), (12, 2), (6, 3), (12, 7), (None, 7)]:
         settings = dataclasses.replace(step, batch_size=batch)
         assert together.memory(rank, settings) == Subject(config, "all-linear", "simulate").memory(rank, settings)
 
 
-def test_two_ranks_and_two_batches_are_followed_and_the_rest_is_on_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    followed: list[tuple[int | None, int]] = []
+def test_one_rank_and_two_batches_are_followed_and_tell_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[tuple[bool, int]] = []
     follow = Subject._followed
 
     def counted(subject: Subject, rank: int | None, settings: StepSettings) -> Trace:
-        followed.append((rank, settings.batch_size))
+        followed.append((rank is None, settings.batch_size))
         return follow(subject, rank, settings)
 
     monkeypatch.setattr(Subject, "_followed", counted)
     settings = step_settings(batch_size=4, quantize="nf4")
     estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=10**9)
     assert all(row.cost.largest_batch for row in estimated.ranks)
-    # Ranks 2 and 4 of the quantised model, LoRA and full fine-tuning of the plain one.
-    assert len(followed) == 8
-    assert {batch for _, batch in followed} == {4, 5}
+    # Full fine-tuning, LoRA, and LoRA of the quantised model.
+    assert sorted(followed) == [(False, 4), (False, 4), (False, 5), (False, 5), (True, 4), (True, 5)]
 
 
 steps = st.builds(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -74,8 +75,9 @@ def estimate_ranks(
     notes = check_ranks(ranks, subject.adapted)
     if calibrate:
         subject.calibration = calibration(subject, ranks[-1], settings)
-    rows = tuple(_row(subject, rank, ranks, settings, gpu_bytes) for rank in ranks)
+    # Full fine-tuning first: its step shows which dimensions are not the rank's.
     full = _cost(subject, None, settings, gpu_bytes)
+    rows = tuple(_row(subject, rank, ranks, settings, gpu_bytes) for rank in ranks)
     methods: tuple[TrainingCost, ...] = ()
     if gpu_bytes is not None and not pack_size:
         lora = replace(settings, quantize="none")
@@ -125,7 +127,7 @@ def _row(
 
 def _rank_share(subject: Subject, rank: int, ranks: Sequence[int], settings: StepSettings) -> float:
     # The peak is a straight line in the rank as long as it occurs at the same place.
-    other = next((one for one in ranks if one != rank), 1 if rank > 1 else 2)
+    other = next((one for one in ranks if one != rank), 2 * rank)
     peak, other_peak = (subject.memory(one, settings).peak_bytes for one in (rank, other))
     return max(0.0, rank * (peak - other_peak) / (rank - other) / peak)
 
@@ -148,7 +150,8 @@ def _cost(subject: Subject, rank: int | None, settings: StepSettings, gpu_bytes:
 def largest_batch(peak: Callable[[int], int], room: int, start: int) -> int:
     """The largest batch size whose `peak` is at most `room` bytes; 0 where that of 1 is more.
 
-    The peak grows with the batch, and from 2 on nearly in a straight line, which is followed from `start`.
+    The peak grows with the batch, and from 2 on nearly in a straight line, which is followed from `start`; every third
+    time the middle is asked for, because a small model's peak may bend.
 
     >>> largest_batch(lambda batch: 100 + 30 * batch, room=1000, start=4)
     30
@@ -156,11 +159,14 @@ def largest_batch(peak: Callable[[int], int], room: int, start: int) -> int:
     fits, too_large = 0, _MOST_ROWS + 1
     batch = max(2, start)
     slope = max(1, peak(batch + 1) - peak(batch))
-    while too_large - fits > 1:
+    for middle in cycle((False, False, True)):
         left = room - peak(batch)
         if left >= 0:
             fits = batch
         else:
             too_large = batch
-        batch = min(max(batch + left // slope, fits + 1), too_large - 1)
+        if too_large - fits == 1:
+            break
+        guess = (fits + too_large) // 2 if middle else batch + left // slope
+        batch = min(max(guess, fits + 1), too_large - 1)
     return fits

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 _SIMULATED = (0.98, 1.02)
 # The formula knows neither the model's code nor the allocator.
 _FORMULA = (0.75, 1.35)
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31)
 
 
 class Subject:
     """A model and the layers to adapt, and the estimates of its training steps.
 
-    Where a storage grows in a straight line with the rank or the batch, two steps tell of all others.
+    Not every step is followed: one of full fine-tuning and one of a single rank tell of all ranks, and steps of two
+    batches tell of all batches.
     """
 
     def __init__(
@@ -119,29 +121,42 @@ class Subject:
     def _trace(self, rank: int | None, settings: StepSettings) -> Trace:
         known = self._traces.get((rank, settings))
         if known is None:
-            known = self._on_a_line(rank, settings) or self._followed(rank, settings)
+            known = (
+                self._between_batches(rank, settings)
+                or self._of_another_rank(rank, settings)
+                or self._followed(rank, settings)
+            )
             self._traces[rank, settings] = known
         return known
 
-    def _on_a_line(self, rank: int | None, settings: StepSettings) -> Trace | None:
-        """From two known steps that differ from this one in the rank or in the batch alone."""
-        known_traces = self._traces.items()
-        ranks = {r: trace for (r, other), trace in known_traces if r is not None and other == settings}
-        batches = {
+    def _between_batches(self, rank: int | None, settings: StepSettings) -> Trace | None:
+        """From two known steps that differ from this one in the batch alone."""
+        # One row alone is not padded, and a chunked loss comes in chunks.
+        if settings.batch_size == 1 or settings.loss == "chunked":
+            return None
+        known = {
             other.batch_size: trace
-            for (r, other), trace in known_traces
-            if r == rank and other.batch_size > 1 and replace(other, batch_size=settings.batch_size) == settings
+            for (of_rank, other), trace in self._traces.items()
+            if of_rank == rank and other.batch_size > 1 and replace(other, batch_size=settings.batch_size) == settings
         }
-        # 8-bit states come in blocks, a chunked loss in chunks, and one row alone is not padded.
-        if rank is None or settings.optimizer == "adamw-8bit":
-            ranks = {}
-        if settings.loss == "chunked" or settings.batch_size == 1:
-            batches = {}
-        for at, known in ((rank or 0, ranks), (settings.batch_size, batches)):
-            if len(known) > 1:
-                (first_at, first), (second_at, second), *_ = known.items()
-                return on_the_line(first_at, first, second_at, second, at)
-        return None
+        if len(known) < 2:
+            return None
+        (first_at, first), (second_at, second), *_ = known.items()
+        return on_the_line(first_at, first, second_at, second, settings.batch_size)
+
+    def _of_another_rank(self, rank: int | None, settings: StepSettings) -> Trace | None:
+        """From the step of a rank that is told from all other dimensions, as full fine-tuning shows them."""
+        full = self._traces.get((None, replace(settings, quantize="none")))
+        # A dimension of 1 may be laid out otherwise, 8-bit states come in blocks, and packs do not train in full.
+        if rank is None or rank == 1 or full is None or settings.optimizer == "adamw-8bit" or self.pack_size:
+            return None
+        sizes = full.dimensions
+        told = next((prime for prime in _PRIMES if all(size % prime for size in sizes)), None)
+        if told is None:
+            return None
+        if (told, settings) not in self._traces:
+            self._traces[told, settings] = self._followed(told, settings)
+        return self._traces[told, settings].at_rank(rank, told)
 
     def _followed(self, rank: int | None, settings: StepSettings) -> Trace:
         if rank is not None and self.pack_size:

@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
@@ -35,11 +35,12 @@ _MODEL_CODE = ("/transformers/models/", "/transformers/loss/", "/transformers_mo
 
 @dataclass
 class Storage:
-    """One storage of `nbytes`, and the line of the model's code that asked for it."""
+    """One storage of `nbytes`, the line of the model's code that asked for it, and the shape of its first tensor."""
 
     nbytes: int
     kind: Kind
     place: str
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,25 @@ class Trace:
 
     storages: list[Storage] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
+
+    @property
+    def dimensions(self) -> set[int]:
+        """All dimensions of all tensors."""
+        return {size for storage in self.storages for size in storage.shape}
+
+    def at_rank(self, rank: int, traced: int) -> Trace:
+        """The same step at another rank than the `traced` one, a prime that divides no dimension but the adapters'.
+
+        >>> Trace([Storage(700, "activations", "", (100, 7))], [0]).at_rank(16, traced=7).storages[0].nbytes
+        1600
+        """
+        storages = [
+            replace(storage, nbytes=storage.nbytes * rank // traced)
+            if storage.kind != "base_weights" and any(size % traced == 0 for size in storage.shape)
+            else storage
+            for storage in self.storages
+        ]
+        return Trace(storages, self.events)
 
     def peak(self, rounded: Callable[[int], int] = lambda nbytes: nbytes) -> Peak:
         """The peak where an allocation of n bytes takes `rounded(n)`; the rounding counts as temporaries."""
@@ -96,7 +116,7 @@ def on_the_line(first_at: int, first: Trace, second_at: int, second: Trace, at: 
         more, rest = divmod((there.nbytes - here.nbytes) * (at - first_at), second_at - first_at)
         if rest or here.nbytes + more <= 0:
             return None
-        storages.append(Storage(here.nbytes + more, here.kind, here.place))
+        storages.append(replace(here, nbytes=here.nbytes + more))
     return Trace(storages, first.events)
 
 
@@ -135,7 +155,7 @@ class StorageTracker(TorchDispatchMode):
     def claim(self, tensors: Iterable[Tensor], kind: Kind) -> None:
         """Say what these tensors' storages are for; those not seen before are born now."""
         for tensor in tensors:
-            self._see(tensor.untyped_storage(), kind, "")
+            self._see(tensor, kind, "")
             index = self._index.get(tensor.untyped_storage()._cdata)
             if index is not None:
                 self.trace.storages[index].kind = kind
@@ -151,15 +171,16 @@ class StorageTracker(TorchDispatchMode):
                     place = self._place()
                 recomputed = self._phase == "backward" and torch.is_grad_enabled()
                 kind: Kind = "activations" if self._phase == "forward" or recomputed else "temporaries"
-                self._see(leaf.untyped_storage(), kind, place)
+                self._see(leaf, kind, place)
         return returned
 
-    def _see(self, storage: torch.UntypedStorage, kind: Kind, place: str) -> None:
+    def _see(self, tensor: Tensor, kind: Kind, place: str) -> None:
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._index or storage.nbytes() == 0:
             return
         index = len(self.trace.storages)
-        self.trace.storages.append(Storage(storage.nbytes(), kind, place))
+        self.trace.storages.append(Storage(storage.nbytes(), kind, place, tuple(tensor.shape)))
         self.trace.events.append(index)
         self._index[key] = index
         self._watched[key] = weakref.ref(storage, lambda _: self._died(key))

@@ -1,0 +1,202 @@
+"""From files of instructions to tokens: which are learned, what is cut, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rankwise.errors import UserError
+from rankwise.tasks.instruction import _kept, load_instruction
+from rankwise.tasks.task import Split, Task, collate
+from tests.models import CHAT_TEMPLATE, tiny_tokenizer
+
+# Public data that lie beside a checkout, where they do.
+DATA = Path(__file__).parents[3] / "shared" / "data"
+STORIES, INSTRUCTION = DATA / "models" / "stories260k", DATA / "instruction"
+
+
+def tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerBase:
+    made = tiny_tokenizer()
+    made.chat_template, made.eos_token = template, "[SEP]"
+    return made
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"what is {number}", "completion": f"it is {number}"} for number in range(count)]
+
+
+def jsonl(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in records))
+    return path
+
+
+def load(path: Path, **changed: Any) -> Task:
+    given = {"train": path, "validation": None, "test": None, "tokenizer": tokenizer(), "max_length": 64}
+    return load_instruction(**(given | changed))
+
+
+def learned_texts(split: Split, made: PreTrainedTokenizerBase) -> list[str]:
+    assert split.learned is not None
+    return [
+        "".join(made.convert_ids_to_tokens(split.input_ids[row][split.learned[row] == 1].tolist()))
+        for row in range(len(split))
+    ]
+
+
+def test_the_completion_and_its_end_are_learned_and_nothing_else(tmp_path: Path) -> None:
+    task = load(jsonl(tmp_path / "train.jsonl", rows(40)))
+    seen: set[int] = set()
+    for split in (task.train, task.validation, task.test):
+        ids = split.example_ids.tolist()
+        assert learned_texts(split, tokenizer()) == [f"it is {number}[SEP]" for number in ids]
+        seen |= set(ids)
+    assert seen == set(range(40))
+    assert (len(task.test), len(task.validation)) == (8, 5)
+    assert task.is_instruction
+    assert (task.labels, task.outcomes) == ((), len(tokenizer()))
+    assert task.notes[0] == "test: 8 of 40 train examples set aside (at random, seed 0)"
+
+
+def test_prompts_are_learned_where_that_is_asked_for(tmp_path: Path) -> None:
+    task = load(jsonl(tmp_path / "train.jsonl", rows(10)), learn_prompts=True)
+    # The first token has none before it.
+    assert learned_texts(task.test, tokenizer()) == [f"hat is {n}it is {n}[SEP]" for n in task.test.example_ids]
+
+
+def test_a_batch_says_where_its_learned_tokens_are(tmp_path: Path) -> None:
+    task = load(jsonl(tmp_path / "train.jsonl", rows(10)))
+    batch = collate(task.train, np.array([0, 3]), task.pad_token_id)
+    assert batch.learned is not None
+    tokens = batch.input_ids[batch.learned.rows, batch.learned.columns].tolist()
+    expected = [task.train.input_ids[row][task.train.learned[row] == 1].tolist() for row in (0, 3)]  # type: ignore[index]
+    assert tokens == [token for row in expected for token in row]
+    assert batch.outcomes == len(tokens)
+    assert batch.outcomes_by_row.tolist() == [len(row) for row in expected]
+
+
+@given(prompt=st.integers(0, 30), completion=st.integers(1, 30), max_length=st.integers(2, 20), begins=st.booleans())
+def test_a_prompt_loses_its_beginning_before_a_completion_loses_its_end(
+    prompt: int, completion: int, max_length: int, begins: bool
+) -> None:
+    ids = [7] * (prompt + completion)
+    if begins:
+        ids[0] = 1
+    marks = [0] * prompt + [1] * completion
+    kept = _kept(ids, marks, max_length, bos=1)
+    assert kept == sorted(set(kept))
+    assert len(kept) == min(max_length, len(ids))
+    learned = sum(marks[position] for position in kept)
+    assert learned >= min(completion, max_length - max_length // 2)
+    if learned < completion:
+        # Then no more of the prompt is kept than half.
+        assert len(kept) - learned <= max_length // 2
+        assert kept[-1] < len(ids) - 1
+    if begins:
+        assert kept[0] == 0
+
+
+def test_what_is_cut_is_counted(tmp_path: Path) -> None:
+    records = rows(20)
+    records[3] = {"prompt": "long " * 20, "completion": "it is short"}
+    records[4] = {"prompt": "short", "completion": "it is long " * 20}
+    task = load(jsonl(tmp_path / "train.jsonl", records))
+    lengths = np.concatenate([split.input_ids.lengths for split in (task.train, task.validation, task.test)])
+    assert lengths.max() == 64
+    assert "1 examples are longer than 64 tokens: their prompts lost the beginning" in task.notes
+    assert "1 completions are too long for 64 tokens and lost their end" in task.notes
+    learned = sum(
+        int(split.learned.flat.sum()) for split in (task.train, task.validation, task.test) if split.learned is not None
+    )
+    assert f"20 examples have {lengths.sum():,} tokens, of which {learned:,} are learned" in task.notes
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("{not json", r"not JSON \(.*\)"),
+        ("[1]", "not a JSON object"),
+        ({"prompt": "what", "completion": ""}, "completion is empty"),
+        ({"prompt": "", "completion": "it"}, "prompt is empty"),
+    ],
+)
+def test_bad_lines_are_named_or_left_out_and_counted(tmp_path: Path, record: Any, reason: str) -> None:
+    path = jsonl(tmp_path / "train.jsonl", [*rows(5), record, *rows(20)[5:]])
+    with pytest.raises(UserError, match=rf"^{path}, line 6: {reason}; (each line must|repair it, or leave).*$") as said:
+        load(path)
+    assert "\n" not in str(said.value)
+    task = load(path, skip_bad=True)
+    assert len(task.train) + len(task.validation) + len(task.test) == 20
+    assert task.notes[0].startswith(f"1 examples were left out: {path}, line 6: ")
+
+
+def test_several_bad_examples_are_counted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "train.jsonl", [*rows(8), {"prompt": "a"}, {"completion": "b"}])
+    with pytest.raises(UserError, match=r"line 9: completion is empty \(and 1 more such examples\); repair it"):
+        load(path)
+    with pytest.raises(UserError, match="0 examples that can be used, too few for test"):
+        load(path, test=jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "completion": " "}]), skip_bad=True)
+
+
+def test_messages_need_a_chat_template(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = jsonl(tmp_path / "train.jsonl", [{"messages": turns}] * 5)
+    with pytest.raises(UserError, match="has messages, and the tokenizer has no chat template"):
+        load(path, tokenizer=tokenizer(None))
+
+
+def test_a_file_of_another_shape_is_told_what_is_needed(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "train.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(UserError, match="columns are 'question', 'answer'; needed are messages, or prompt and compl"):
+        load(path)
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the shared data are not here")
+@pytest.mark.parametrize(
+    ("name", "examples", "third"),
+    [
+        ("alpaca_shape", 1100, "45 kilometers is 45000 meters.</s>"),
+        ("prompt_completion_shape", 1319, None),
+    ],
+)
+def test_real_files_are_counted_and_cut_as_by_hand(name: str, examples: int, third: str | None) -> None:
+    made = AutoTokenizer.from_pretrained(STORIES)
+    path = INSTRUCTION / f"{name}.jsonl"
+    task = load(path, tokenizer=made, max_length=256, keep_leaked=True)
+    splits = (task.train, task.validation, task.test)
+    assert sum(map(len, splits)) == examples
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    long = cut = 0
+    for split in splits:
+        for row, example in enumerate(split.example_ids):
+            completion = records[example].get("completion", records[example].get("output"))
+            own = made(completion, add_special_tokens=False)["input_ids"] + [made.eos_token_id]
+            assert split.learned is not None
+            kept = split.input_ids[row][split.learned[row] == 1].tolist()
+            assert split.input_ids[row][0] == made.bos_token_id
+            assert kept == own[: len(kept)]
+            assert len(kept) == len(own) or len(split.input_ids[row]) == 256
+            cut += len(kept) < len(own)
+            if third is not None and example == 2:
+                assert "".join(made.convert_ids_to_tokens(kept)).replace("▁", " ").strip() == third
+            long += len(split.input_ids[row]) == 256
+    assert f"{cut:,} completions are too long for 256 tokens and lost their end" in task.notes
+    assert long > 0
+
+
+@pytest.mark.skipif(not INSTRUCTION.is_dir(), reason="the shared data are not here")
+def test_chat_and_alpaca_of_one_content_are_one_task() -> None:
+    """The two files hold the same examples; by a template they are the same tokens."""
+    made = AutoTokenizer.from_pretrained(STORIES)
+    made.chat_template = CHAT_TEMPLATE
+    alpaca, chat = (
+        load(INSTRUCTION / f"{name}_shape.jsonl", tokenizer=made, max_length=512) for name in ("alpaca", "chat")
+    )
+    assert alpaca.train.fingerprint() == chat.train.fingerprint()
+    assert alpaca.notes == chat.notes
