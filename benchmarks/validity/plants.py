@@ -138,7 +138,7 @@ def _random_task(
     # Test first and train last: however long the training, it is judged by the same examples.
     test, validation, train = split(sizes.test), split(sizes.validation), split(sizes.train)
     names = tuple(f"label {number}" for number in range(labels))
-    return Task("planted", names, train, validation, test, pad_token_id=int(base.tokenizer.pad_token_id))
+    return Task("planted", names, len(names), train, validation, test, pad_token_id=int(base.tokenizer.pad_token_id))
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from rankwise.compare.answer import Answer, Taken, TestData, TestScores, answer
+from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.results import Choice
 from rankwise.errors import RunError
-from rankwise.records import Evaluation, TrialResult
+from rankwise.records import Evaluation, Scores, TrialResult
 from tests.decide.simulated import comparison
 
 EXAMPLES, SEEDS = 400, 5
@@ -29,15 +29,21 @@ def predicted(share: float, seed: int, seeds: int = SEEDS) -> np.ndarray:
     return np.where(right, LABELS, 1 - LABELS)
 
 
+def scored(losses: np.ndarray, guesses: np.ndarray, *, classes: bool) -> Scores:
+    right = (guesses == LABELS).astype(np.float32)
+    return Scores(losses.astype(np.float32), right, guesses if classes else None)
+
+
 def answered(
     excess: tuple[float, ...] = (0.2, 0.0, 0.0),
     accuracies: tuple[float, ...] = (0.7, 0.8, 0.8),
     config: ComparisonConfig = CONFIG,
     nll: dict[int, float] | None = None,
+    classes: bool = True,
 ) -> Answer:
     losses, baseline = comparison(np.random.default_rng(0), excess, examples=EXAMPLES, seeds=SEEDS)
     scores = {
-        rank: TestScores(losses[index].astype(np.float32), predicted(accuracies[index], rank))
+        rank: scored(losses[index], predicted(accuracies[index], rank), classes=classes)
         for index, rank in enumerate(RANKS)
     }
     for rank, value in (nll or {}).items():
@@ -48,9 +54,17 @@ def answered(
         for trials in by_rank.values()
         for trial in trials
     }
-    rank_0 = TestScores(baseline[None].astype(np.float32), predicted(0.5, 0, seeds=1))
-    data = TestData(LABELS, 2, None)
+    rank_0 = scored(baseline[None], predicted(0.5, 0, seeds=1), classes=classes)
+    data = TestData(LABELS, 2, None) if classes else TestData(np.zeros_like(LABELS), 0, None)
     return answer(Choice(config, results, by_rank), scores, rank_0, data, TAKEN, "200 steps of 8", None)
+
+
+def test_without_classes_accuracy_alone_guards() -> None:
+    tokens, classes = answered(classes=False), answered()
+    assert [guard.metric for guard in tokens.recommendation.guards] == ["accuracy"]
+    assert tokens.recommendation.guards[0] == classes.recommendation.guards[0]
+    assert {(row.macro_f1, row.mcc) for row in tokens.experiments} == {(None, None)}
+    assert [row.accuracy for row in tokens.experiments] == [row.accuracy for row in classes.experiments]
 
 
 def test_a_recommendation_is_all_that_the_next_training_needs() -> None:

@@ -17,4 +17,4 @@ def token_task(*, train: int = 96, held_out: int = 32, longest: int = 12, labels
         return Split(np.arange(size), Ragged.from_rows(rows), None, classes)
 
     names = tuple(f"label {number}" for number in range(labels))
-    return Task("tokens", names, split(train), split(held_out), split(held_out), pad_token_id=0)
+    return Task("tokens", names, labels, split(train), split(held_out), split(held_out), pad_token_id=0)

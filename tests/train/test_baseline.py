@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rankwise.lora.attach import attached
 from rankwise.records import Trial
 from rankwise.tasks.task import collate
 from rankwise.train.baseline import _features, _Head, fit_baseline, head_chain
-from rankwise.train.loop import example_nll
+from rankwise.train.likelihood import likelihood
 from tests.models import ARCHITECTURES, save_model
 from tests.train.tasks import token_task
 
@@ -35,9 +36,9 @@ def check_head(base: BaseModel) -> None:
     with torch.no_grad():
         logits = _Head(base, chain, 7, torch.ones(features.shape[1]))(features)
     labels = torch.from_numpy(task.test.labels)
-    with attached(base, [Trial(2, 2.0, False, 1e-3, seed=7)], ()) as pack, torch.no_grad():
-        expected, _ = example_nll(pack, collate(task.test, np.arange(len(task.test)), pad_token_id=0))
-    torch.testing.assert_close(functional.cross_entropy(logits, labels, reduction="none"), expected[0])
+    with attached(base, [Trial(2, 2.0, False, 1e-3, seed=7)], ()), torch.no_grad():
+        expected = likelihood(base, 1, collate(task.test, np.arange(len(task.test)), pad_token_id=0))
+    torch.testing.assert_close(functional.cross_entropy(logits, labels, reduction="none"), expected.nll[0])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -58,7 +59,7 @@ def test_the_head_is_fitted_to_convergence(tmp_path: Path) -> None:
     base = loaded(save_model(tmp_path, "gpt2"), labels=3)
     task = token_task(train=400, held_out=400, labels=3)
     # With validation equal to train nothing but the training loss itself stops the fit.
-    same = type(task)(task.name, task.labels, task.train, task.train, task.train, task.pad_token_id)
+    same = dataclasses.replace(task, validation=task.train, test=task.train)
     fitted = fit_baseline(base, same, seed=0)
     x = _features(base, head_chain(base, task), task.train, pad_token_id=0).double().numpy()
     x /= x.std(axis=0)
@@ -73,10 +74,14 @@ def test_the_head_is_fitted_to_convergence(tmp_path: Path) -> None:
 
     best = scipy.optimize.minimize(loss, np.zeros(3 * x.shape[1]), jac=True, method="BFGS").fun
     assert best < 0.8  # three classes at chance are 1.1
-    assert fitted.nll.mean() == pytest.approx(best, rel=0.01)
-    assert (fitted.predicted == same.test.labels).mean() > 0.6
-    assert fitted.validation.nll == pytest.approx(float(fitted.nll.mean()))
-    assert fitted.validation.accuracy == (fitted.predicted == same.test.labels).mean()
+    assert fitted.test.predicted is not None
+    assert fitted.test.nll.mean() == pytest.approx(best, rel=0.01)
+    right = fitted.test.predicted[0] == same.test.labels
+    assert right.mean() > 0.6
+    assert (fitted.test.correct[0] == right).all()
+    assert fitted.validation.nll == pytest.approx(float(fitted.test.nll.mean()))
+    assert fitted.validation.accuracy == right.mean()
+    assert fitted.validation.fitted
 
 
 def test_a_head_that_only_memorises_is_stopped_by_validation(tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_a_head_that_only_memorises_is_stopped_by_validation(tmp_path: Path) -> 
     task = token_task(train=20, held_out=400)
     noise = np.random.default_rng(0).integers(0, 2, 400)
     task.validation.labels[:], task.test.labels[:] = noise, noise[::-1]
-    assert fit_baseline(base, task, seed=0).nll.mean() < 0.75
+    assert fit_baseline(base, task, seed=0).test.nll.mean() < 0.75
 
 
 def test_a_head_that_is_sure_of_itself_learns_that_there_is_nothing_to_know(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_a_head_that_is_sure_of_itself_learns_that_there_is_nothing_to_know(tmp_
     generator = np.random.default_rng(0)
     for split in (task.train, task.validation, task.test):
         split.labels[:] = generator.integers(0, 2, len(split))
-    assert fit_baseline(base, task, seed=0).nll.mean() == pytest.approx(np.log(2), abs=0.01)
+    assert fit_baseline(base, task, seed=0).test.nll.mean() == pytest.approx(np.log(2), abs=0.01)
 
 
 def test_the_base_model_is_as_it_was(tmp_path: Path) -> None:

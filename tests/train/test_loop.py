@@ -294,15 +294,17 @@ def test_scores_are_those_of_each_example_by_itself(setup: Setup) -> None:
     with attached(setup.base, trials, setup.targets) as pack:
         for index, one in enumerate(pack.trials):
             pack.load(index, trained[one].state)
-        nll, predicted = score(pack, split, pad_token_id=0)
+        scores = score(setup.base, 2, split, pad_token_id=0)
         for row in range(0, len(split), 5):
             tokens = torch.from_numpy(split.input_ids[row].astype(np.int64)).repeat(2, 1)
             with torch.no_grad():
                 logits = setup.base.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
             label = torch.tensor([int(split.labels[row])] * 2)
             expected = functional.cross_entropy(logits, label, reduction="none")
-            assert nll[:, row] == pytest.approx(expected.numpy(), rel=1e-4)
-            assert predicted[:, row].tolist() == logits.argmax(-1).tolist()
+            assert scores.nll[:, row] == pytest.approx(expected.numpy(), rel=1e-4)
+            assert scores.predicted is not None
+            assert scores.predicted[:, row].tolist() == logits.argmax(-1).tolist()
+            assert scores.correct[:, row].tolist() == (logits.argmax(-1) == label).float().tolist()
 
 
 def test_each_trial_is_clipped_by_its_own_norm(bert: Setup) -> None:
@@ -318,6 +320,6 @@ def test_a_small_first_loss_is_no_yardstick_for_divergence(bert: Setup) -> None:
     losses = torch.tensor([[1e-4], [0.9], [1e-4]])
     progress = PackProgress((trial(4),), losses, 3, [(Evaluation(3, 0.1, 1.0),)])
     with attached(bert.base, [trial(4)], bert.targets) as pack:
-        assert _trained(pack, progress, 0, classes=2).result.status == "trained"
+        assert _trained(pack, progress, 0, outcomes=2).result.status == "trained"
         progress.train_nll[1] = 1e3
-        assert _trained(pack, progress, 0, classes=2).result.status == "diverged"
+        assert _trained(pack, progress, 0, outcomes=2).result.status == "diverged"

@@ -1,0 +1,253 @@
+"""Packs of language models against PEFT and transformers: the loss that is learned, and what must not be learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from rankwise.base.load import BaseModel, load_base
+from rankwise.base.shapes import LinearLayer, match_targets
+from rankwise.errors import UserError
+from rankwise.lora.attach import attached, initial_state
+from rankwise.lora.peft_io import write_adapter
+from rankwise.records import Trial
+from rankwise.tasks.task import Batch, Ragged, Split, Task, collate, training_rows
+from rankwise.train import likelihood as likelihood_module
+from rankwise.train.baseline import fit_baseline
+from rankwise.train.likelihood import likelihood
+from rankwise.train.loop import run_pack, score
+from rankwise.train.settings import TrainingSettings
+from tests.lora.packs import random_state
+from tests.models import LANGUAGE_MODELS, VOCABULARY, load_peft_model, peft_model, save_model
+
+RANKS = (1, 4, 16)
+
+
+def completion_task(train: int = 64, held_out: int = 16, seed: int = 0) -> Task:
+    """Prompts of random tokens; the completion is the prompt's first three tokens and an end."""
+    generator = np.random.default_rng(seed)
+
+    def split(size: int) -> Split:
+        prompts = [generator.integers(4, VOCABULARY, generator.integers(3, 9)).tolist() for _ in range(size)]
+        ids = [[*prompt, *prompt[:3], 3] for prompt in prompts]
+        learned = [[0] * len(prompt) + [1] * 4 for prompt in prompts]
+        return Split(
+            np.arange(size),
+            Ragged.from_rows(ids),
+            None,
+            np.zeros(size, dtype=np.int64),
+            None,
+            Ragged.from_rows(learned),
+        )
+
+    return Task("completion", (), VOCABULARY, split(train), split(held_out), split(held_out), pad_token_id=0)
+
+
+TASK = completion_task()
+
+
+@pytest.fixture(scope="module", params=LANGUAGE_MODELS)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    directory = tmp_path_factory.mktemp(request.param)
+    # GPT-2 and Gemma tie their output layer to the embeddings.
+    save_model(directory, request.param, transformers.AutoModelForCausalLM.from_config)
+    return load_base(directory, num_labels=None, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def targets(base: BaseModel) -> tuple[LinearLayer, ...]:
+    return match_targets(base.model, "all-linear")
+
+
+def trial(rank: int, *, seed: int = 3) -> Trial:
+    return Trial(rank, 2.0 * rank, False, 5e-3, seed)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """As transformers takes them: -100 for what is not learned."""
+    assert batch.learned is not None
+    labels = torch.full_like(batch.input_ids, -100)
+    where = batch.learned.rows, batch.learned.columns
+    labels[where] = batch.input_ids[where]
+    return labels
+
+
+def plain_peft_loop(
+    base: BaseModel, targets: tuple[LinearLayer, ...], one: Trial, settings: TrainingSettings
+) -> list[float]:
+    """What a user would write, with transformers' own loss."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base.name, attn_implementation="eager")
+    adapted = peft_model(
+        model,
+        task_type="CAUSAL_LM",
+        r=one.rank,
+        lora_alpha=one.alpha,
+        target_modules=[target.name for target in targets],
+    )
+    for module in adapted.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name, value in initial_state(base, one, targets).items():
+        inside, _, kind = name.rpartition(".")
+        adapted.get_parameter(f"base_model.model.{inside}.default.{kind}").data.copy_(value)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=one.learning_rate, weight_decay=0.0)
+    warmup = math.ceil(settings.steps * settings.warmup_ratio)
+    schedule = transformers.get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
+    losses = []
+    rows = training_rows(TASK.train.input_ids.lengths, settings.batch_size, one.seed)
+    for batch_rows in islice(rows, settings.steps):
+        batch = collate(TASK.train, batch_rows, pad_token_id=0)
+        loss = adapted(**batch.inputs, labels=labels_of(batch)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(
+    base: BaseModel, targets: tuple[LinearLayer, ...]
+) -> None:
+    settings = TrainingSettings(steps=20, batch_size=8)
+    together = run_pack(base, TASK, [trial(rank) for rank in RANKS], targets, settings)
+    for one in together:
+        by_peft = plain_peft_loop(base, targets, one.result.trial, settings)
+        assert one.result.train_nll == pytest.approx(by_peft, rel=1e-4)
+        assert abs(by_peft[-1] - by_peft[0]) > 1e-2
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_is_the_mean_over_all_its_learned_tokens(
+    base: BaseModel, targets: tuple[LinearLayer, ...], accumulation: int
+) -> None:
+    settings = TrainingSettings(steps=1, batch_size=6 // accumulation, accumulation=accumulation)
+    (trained,) = run_pack(base, TASK, [trial(2)], targets, settings)
+    rows = list(islice(training_rows(TASK.train.input_ids.lengths, settings.batch_size, 3), accumulation))
+    scores = score(base, 1, TASK.train, pad_token_id=0)
+    chosen = np.concatenate(rows)
+    assert TASK.train.learned is not None
+    tokens = np.array([TASK.train.learned[row].sum() for row in chosen])
+    assert trained.result.train_nll[0] == pytest.approx((scores.nll[0, chosen] * tokens).sum() / tokens.sum(), rel=1e-5)
+
+
+def test_logits_in_chunks_are_the_logits(
+    base: BaseModel, targets: tuple[LinearLayer, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(steps=5, batch_size=8)
+    trials = [trial(2), trial(4)]
+    whole = run_pack(base, TASK, trials, targets, settings)
+    monkeypatch.setattr(likelihood_module, "_LOGITS", 2 * VOCABULARY * 3)  # three tokens at once
+    chunked = run_pack(base, TASK, trials, targets, settings)
+    for one, other in zip(whole, chunked, strict=True):
+        assert one.result.train_nll == pytest.approx(other.result.train_nll, rel=1e-5)
+
+
+def test_whether_the_output_layer_is_all_is_found_out(base: BaseModel) -> None:
+    assert base.plain_head == (base.model.config.model_type != "gemma2")  # which caps its logits
+
+
+@pytest.fixture
+def hidden(base: BaseModel) -> Iterator[list[Tensor]]:
+    """What the last layer returns."""
+    seen: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: object, outputs: transformers.utils.ModelOutput) -> None:
+        seen.append(outputs.last_hidden_state)
+        seen[-1].retain_grad()
+
+    handle = base.model.base_model.register_forward_hook(keep)
+    yield seen
+    handle.remove()
+
+
+def test_no_token_but_those_before_a_learned_one_has_a_gradient(
+    base: BaseModel, targets: tuple[LinearLayer, ...], hidden: list[Tensor]
+) -> None:
+    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
+    assert batch.learned is not None
+    with attached(base, [trial(4)], targets) as pack:
+        pack.load(0, random_state(base, trial(4), targets))
+        likelihood(base, 1, batch).nll.sum().backward()
+        pack.take_grads()
+    gradient = hidden[0].grad
+    assert gradient is not None
+    reached = gradient.abs().sum(dim=-1) > 0
+    expected = torch.zeros_like(reached)
+    expected[batch.learned.rows, batch.learned.columns - 1] = True
+    assert torch.equal(reached, expected)
+
+
+def test_padding_and_what_comes_after_the_completion_do_not_matter(base: BaseModel) -> None:
+    """By perturbation: other tokens after the last learned one change nothing before it."""
+    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
+    ids = batch.input_ids.clone()
+    ids[batch.attention_mask == 0] = 7
+    other = Batch(ids, batch.attention_mask, None, batch.labels, batch.learned)
+    alone = collate(TASK.train, np.arange(1), pad_token_id=0)
+    with torch.no_grad():
+        first, second, by_itself = (likelihood(base, 1, each).nll for each in (batch, other, alone))
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first[:, :1], by_itself)
+
+
+def test_scores_are_means_over_tokens_and_shares_of_first_choices(base: BaseModel) -> None:
+    scores = score(base, 1, TASK.test, pad_token_id=0)
+    assert scores.predicted is None
+    for row in range(0, len(TASK.test), 5):
+        ids = torch.from_numpy(TASK.test.input_ids[row].astype(np.int64))[None]
+        with torch.no_grad():
+            logits = base.model(input_ids=ids).logits[0, -5:-1].log_softmax(dim=-1)
+        targets = ids[0, -4:]
+        assert scores.nll[0, row] == pytest.approx(-logits[range(4), targets].mean().item(), rel=1e-4)
+        assert scores.correct[0, row] == (logits.argmax(dim=-1) == targets).float().mean()
+
+
+def test_rank_0_is_the_model_as_it_is(base: BaseModel) -> None:
+    baseline = fit_baseline(base, TASK, seed=0)
+    assert not baseline.validation.fitted
+    assert baseline.validation.nll == pytest.approx(score(base, 1, TASK.validation, pad_token_id=0).nll.mean())
+    assert (baseline.test.nll == score(base, 1, TASK.test, pad_token_id=0).nll).all()
+
+
+def test_peft_loads_the_adapter_and_has_the_same_loss(
+    base: BaseModel, targets: tuple[LinearLayer, ...], tmp_path: Path
+) -> None:
+    one = trial(4)
+    state = random_state(base, one, targets)
+    write_adapter(tmp_path / "adapter", base, one, state, targets)
+    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
+    assert batch.learned is not None
+    with attached(base, [one], targets) as pack, torch.no_grad():
+        pack.load(0, state)
+        ours = likelihood(base, 1, batch).nll.sum() / len(batch.learned.rows)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base.name, attn_implementation="eager")
+    adapted = load_peft_model(model, tmp_path / "adapter").eval()
+    assert isinstance(adapted, peft.PeftModelForCausalLM)
+    with torch.no_grad():
+        theirs = adapted(**batch.inputs, labels=labels_of(batch)).loss
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_an_encoder_is_no_language_model(architecture: str, tmp_path: Path) -> None:
+    save_model(tmp_path, architecture)
+    with pytest.raises(UserError, match=f"^a {architecture} model is no causal language model: give one"):
+        load_base(tmp_path, num_labels=None, dtype="float32", device="cpu")
+
+
+def test_a_checkpoint_without_its_output_layer_is_no_language_model(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama")
+    with pytest.raises(UserError, match="lack lm_head: they are not those of a language model"):
+        load_base(tmp_path, num_labels=None, dtype="float32", device="cpu")
