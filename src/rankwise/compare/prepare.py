@@ -25,6 +25,7 @@ from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.instruction import load_instruction
 from rankwise.tasks.task import Split, Task
 from rankwise.train.baseline import head_chain
+from rankwise.train.heap import keep_freed_memory
 from rankwise.train.settings import TrainingSettings, steps_of_epochs
 
 _DEFAULT_EPOCHS = 3.0
@@ -119,6 +120,8 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
+    if base.device.type == "cpu":
+        keep_freed_memory()
     limit = position_limit(base)
     if limit is not None and config.max_length > limit:
         raise UserError(f"max-length: {config.max_length} is more than the {limit} positions that {config.model} has")

@@ -23,6 +23,7 @@ from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
 from rankwise.train.cost import StepCost, measure_costs
+from rankwise.train.heap import give_back_freed_memory
 from rankwise.train.loop import StepReport, TrainedTrial, run_pack
 
 
@@ -97,6 +98,7 @@ def _simulated_bytes(prepared: Prepared) -> list[int]:
 
 def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
+        give_back_freed_memory()
         return psutil.virtual_memory().available
     # What torch has reserved and does not use is free for its next pack.
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

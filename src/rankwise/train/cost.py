@@ -7,7 +7,6 @@ then slows every rank alike.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import re
@@ -25,6 +24,7 @@ from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
 from rankwise.tasks.task import Task, training_rows
+from rankwise.train.heap import give_back_freed_memory
 from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
 from rankwise.train.settings import TrainingSettings
 
@@ -102,11 +102,11 @@ def _median_bytes(peaks: Sequence[int | None]) -> int | None:
 
 
 def _reset_high_water() -> bool:
+    # What was freed and kept would hide what the next step needs.
+    give_back_freed_memory()
     try:
-        # Freed memory that the allocator kept would hide what the next step needs.
-        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
+    except OSError:
         return False
     return True
 
