@@ -1,0 +1,129 @@
+"""A comparison of instruction tuning, from a file to an adapter that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
+from rankwise.records import RankComparison
+from tests.compare.runs import numbers
+from tests.models import CHAT_TEMPLATE, save_model, tiny_tokenizer
+
+
+def conversations(path: Path, count: int) -> Path:
+    """The answer repeats the question's word: something that a model can learn in a few steps."""
+    words = ["one", "two", "tree", "sea", "road", "hill"]
+    generator = np.random.default_rng(0)
+    with path.open("w") as file:
+        for number in range(count):
+            word = words[generator.integers(len(words))]
+            turns = [("user", f"say {word} {number}"), ("assistant", f"{word}")]
+            messages = [{"role": role, "content": content} for role, content in turns]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = save_model(tmp_path_factory.mktemp("llama"), "llama", AutoModelForCausalLM.from_config)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, "[SEP]"
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
+    return ComparisonConfig(
+        model=str(model),
+        task="instruction",
+        train=conversations(tmp_path_factory.mktemp("data") / "train.jsonl", 120),
+        ranks=(1, 4),
+        learning_rates=(1e-2,),
+        seeds=2,
+        steps=30,
+        evaluations=2,
+        max_length=48,
+        dtype="float32",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
+    return run_rank_comparison(config, run=tmp_path_factory.mktemp("run") / "first")
+
+
+def test_every_rank_gains_over_the_model_as_it_is(finished: RankComparison) -> None:
+    assert finished.task == "instruction"
+    assert not finished.baseline.fitted
+    assert [row.rank for row in finished.experiments] == [1, 4]
+    assert all(row.nll < finished.baseline.nll for row in finished.experiments)
+    assert {(row.macro_f1, row.mcc) for row in finished.experiments} == {(None, None)}
+    assert any("tokens, of which" in note for note in finished.notes)
+
+
+def test_the_document_is_json(finished: RankComparison) -> None:
+    document = json.loads((finished.run / "experiments.json").read_text())
+    assert document["baseline"].keys() == {"accuracy", "nll", "fitted"}
+    assert document["experiments"][0]["mcc"] is None
+    assert [guard["metric"] for guard in document["recommendation"]["guards"]] in (["accuracy"], [])
+
+
+def test_peft_scores_the_adapter_alike_from_the_raw_texts(
+    finished: RankComparison, config: ComparisonConfig, model: Path
+) -> None:
+    settings = json.loads((finished.adapter / "adapter_config.json").read_text())
+    assert (settings["task_type"], settings["modules_to_save"]) == ("CAUSAL_LM", None)
+    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(finished.adapter)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lines = Path(str(config.train)).read_text().splitlines()
+    scores = {
+        file.parent.name: pd.read_parquet(file)
+        for file in finished.run.glob(f"trials/r{settings['r']}-*/scores.parquet")
+    }
+    test = next(iter(scores.values()))
+    expected = []
+    for example, tokens in zip(test["example_id"], test["tokens"], strict=True):
+        text = tokenizer.apply_chat_template(json.loads(lines[example])["messages"], tokenize=False)
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            logits = adapted(input_ids=ids).logits[0, -tokens - 1 : -1]
+        expected.append(functional.cross_entropy(logits, ids[0, -tokens:]).item())
+        assert tokenizer.decode(ids[0, -tokens:]).replace(" ", "") in text.replace(" ", "")
+    assert any(one["nll"].to_numpy() == pytest.approx(np.array(expected), abs=1e-4) for one in scores.values())
+
+
+def test_rank_0_has_its_scores_token_by_token(finished: RankComparison) -> None:
+    scores = pd.read_parquet(finished.run / "baseline" / "scores.parquet")
+    assert list(scores) == ["example_id", "nll", "correct", "tokens"]
+    assert finished.baseline.nll == pytest.approx(scores["nll"].mean())
+    assert finished.baseline.accuracy == pytest.approx(scores["correct"].mean())
+
+
+def test_a_run_that_had_fewer_seeds_ends_as_one_that_had_all(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    run_rank_comparison(replace(config, seeds=1), run=tmp_path / "run")
+    run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    mine, other = numbers(tmp_path / "run"), numbers(finished.run)
+    assert {name: value for name, value in mine.items() if name != "plans"} == {
+        name: value for name, value in other.items() if name != "plans"
+    }
+
+
+def test_a_plan_trains_nothing(config: ComparisonConfig) -> None:
+    plan = plan_rank_comparison(config)
+    assert (plan.trials, plan.steps) == (4, 30)
