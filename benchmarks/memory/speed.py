@@ -1,11 +1,12 @@
 """How long `rankwise estimate` takes as a command, imports included, and how much memory.
 
-python -m benchmarks.memory.speed --out benchmarks/results/estimate_speed.json
+python -m benchmarks.memory.speed --out benchmarks/results/estimate_speed.json    # as `pip install rankwise` installs it
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from statistics import median
 COMMANDS = {
     "3B, one rank": ["llama-3.2-3b", "--ranks", "8", "--target-modules", "q_proj,v_proj", "--seq-len", "768"],
     "3B, five ranks": ["llama-3.2-3b", "--target-modules", "q_proj,v_proj", "--seq-len", "768"],
+    "3B, five ranks, what fits": ["llama-3.2-3b", "--target-modules", "q_proj,v_proj", "--gpu", "rtx4090"],
     "70B, one rank": ["llama-3.3-70b", "--ranks", "16", "--batch-size", "1", "--seq-len", "2048"],
     "70B, five ranks": ["llama-3.3-70b", "--batch-size", "1", "--seq-len", "2048"],
 }
@@ -28,7 +30,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     record = {name: measured(command, arguments.rounds) for name, command in COMMANDS.items()}
-    arguments.out.write_text(json.dumps({"cores": os.cpu_count()} | record, indent=2) + "\n")
+    # Where it is installed PEFT imports it, which takes a second.
+    about = {"cores": os.cpu_count(), "bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None}
+    arguments.out.write_text(json.dumps(about | record, indent=2) + "\n")
     print(arguments.out.read_text())
 
 
