@@ -1,6 +1,6 @@
 """How long `rankwise estimate` takes as a command, imports included, and how much memory.
 
-python -m benchmarks.memory.speed --out benchmarks/results/estimate_speed.json    # as `pip install rankwise` installs it
+python -m benchmarks.memory.speed --out benchmarks/results/estimate_speed.json    # installed without extras
 """
 
 from __future__ import annotations
