@@ -6,15 +6,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from rankwise.base.load import load_base
 from rankwise.errors import UserError
 from rankwise.memory.estimate import estimate_ranks
 from rankwise.memory.pack import simulate_pack, trace_pack
 from rankwise.memory.settings import StepSettings
 from rankwise.records import Trial
+from rankwise.train import likelihood
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import load_case, targets_of
-from tests.models import tiny_config
+from tests.models import VOCABULARY, save_model, tiny_config
 
 
 def some_trials(*ranks: int) -> list[Trial]:
@@ -35,6 +38,21 @@ def test_fake_tensors_take_the_bytes_of_real_ones(
     assert fake.bytes_by_kind == real.bytes_by_kind
     assert base.model.training  # and is as it was
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("chunks", [1, 8])
+def test_a_pack_of_language_models_too(
+    architecture: str, chunks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, architecture, AutoModelForCausalLM.from_config)
+    base = load_base(tmp_path, num_labels=None, device="cpu", dtype="float32")
+    trials, targets = some_trials(4, 8), targets_of(base)
+    training = TrainingSettings(steps=2, batch_size=3)
+    monkeypatch.setattr(likelihood, "_LOGITS", 2 * 3 * 15 * VOCABULARY // chunks)
+    fake = simulate_pack(base, trials, targets, training, 16, cuda=False).peak()
+    real = trace_pack(base, trials, targets, training, 16).peak()
+    assert fake.bytes_by_kind == real.bytes_by_kind
 
 
 def test_a_further_trial_costs_what_the_first_did(tmp_path: Path) -> None:
