@@ -78,13 +78,13 @@ def test_losses(
     with attached(base, [adapter.result.trial for adapter in adapters], targets) as pack:
         for index, adapter in enumerate(adapters):
             pack.load(index, adapter.state)
-        return score(base, len(adapters), task.test, task.pad_token_id).nll
+        return score(base, len(adapters), task, task.test).nll
 
 
 def untrained_losses(base: BaseModel, task: Task, targets: Sequence[LinearLayer]) -> np.ndarray:
     """(examples): rank 0 where the head is frozen, which is an adapter that was not trained yet."""
     with attached(base, [_trial(1, 0.0, seed=0)], targets):
-        return score(base, 1, task.test, task.pad_token_id).nll[0]
+        return score(base, 1, task, task.test).nll[0]
 
 
 def _trial(rank: int, rate: float, seed: int) -> Trial:

@@ -66,7 +66,7 @@ def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory)
 
 def test_every_rank_gains_over_the_model_as_it_is(finished: RankComparison) -> None:
     assert finished.task == "instruction"
-    assert not finished.baseline.fitted
+    assert finished.accuracy_of == "tokens"
     assert [row.rank for row in finished.experiments] == [1, 4]
     assert all(row.nll < finished.baseline.nll for row in finished.experiments)
     assert {(row.macro_f1, row.mcc) for row in finished.experiments} == {(None, None)}
@@ -75,7 +75,7 @@ def test_every_rank_gains_over_the_model_as_it_is(finished: RankComparison) -> N
 
 def test_the_document_is_json(finished: RankComparison) -> None:
     document = json.loads((finished.run / "experiments.json").read_text())
-    assert document["baseline"].keys() == {"accuracy", "nll", "fitted"}
+    assert document["baseline"].keys() == {"accuracy", "nll"}
     assert document["experiments"][0]["mcc"] is None
     assert [guard["metric"] for guard in document["recommendation"]["guards"]] in (["accuracy"], [])
 

@@ -44,7 +44,8 @@ COMPARISON = RankComparison(
     model="embedded",
     task="docmatch",
     experiments=(experiment(4, 0.7564), experiment(16, 0.8421), experiment(256, 0.9999)),
-    baseline=Baseline(accuracy=0.7123, nll=0.58, fitted=True),
+    accuracy_of="examples",
+    baseline=Baseline(accuracy=0.7123, nll=0.58),
     recommendation=Recommendation(
         status="resolved",
         rank=4,
@@ -136,6 +137,16 @@ def test_the_caption_counts_the_seeds(fewest: int, said: str) -> None:
     first, *others = COMPARISON.experiments
     fewer = dataclasses.replace(COMPARISON, experiments=(dataclasses.replace(first, seeds=fewest), *others))
     assert said in " ".join(rendered(comparison_table(fewer)))
+
+
+@pytest.mark.parametrize(
+    ("of", "said"), [("tokens", "share of learned tokens"), ("completions", "share of whole completions")]
+)
+def test_the_caption_says_what_a_language_models_figures_are(of: str, said: str) -> None:
+    comparison = dataclasses.replace(COMPARISON, accuracy_of=of)  # type: ignore[arg-type]
+    shown = " ".join(line.strip() for line in rendered(comparison_table(comparison)))
+    assert f"Accuracy ({said}) and NLL (nats per token)" in shown
+    assert "Rank 0 is the base model as it is" in shown
 
 
 def test_the_caption_names_the_scaling_rule() -> None:

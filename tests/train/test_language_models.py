@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -135,7 +136,7 @@ def test_a_step_is_the_mean_over_all_its_learned_tokens(
     settings = TrainingSettings(steps=1, batch_size=6 // accumulation, accumulation=accumulation)
     (trained,) = run_pack(base, TASK, [trial(2)], targets, settings)
     rows = list(islice(training_rows(TASK.train.input_ids.lengths, settings.batch_size, 3), accumulation))
-    scores = score(base, 1, TASK.train, pad_token_id=0)
+    scores = score(base, 1, TASK, TASK.train)
     chosen = np.concatenate(rows)
     assert TASK.train.learned is not None
     tokens = np.array([TASK.train.learned[row].sum() for row in chosen])
@@ -203,7 +204,7 @@ def test_padding_and_what_comes_after_the_completion_do_not_matter(base: BaseMod
 
 
 def test_scores_are_means_over_tokens_and_shares_of_first_choices(base: BaseModel) -> None:
-    scores = score(base, 1, TASK.test, pad_token_id=0)
+    scores = score(base, 1, TASK, TASK.test)
     assert scores.predicted is None
     for row in range(0, len(TASK.test), 5):
         ids = torch.from_numpy(TASK.test.input_ids[row].astype(np.int64))[None]
@@ -214,11 +215,29 @@ def test_scores_are_means_over_tokens_and_shares_of_first_choices(base: BaseMode
         assert scores.correct[0, row] == (logits.argmax(dim=-1) == targets).float().mean()
 
 
+def test_an_exact_completion_is_what_greedy_decoding_writes(base: BaseModel) -> None:
+    """Of completions that the model itself wrote half are left as they are, of the others a token is changed."""
+    generator, rows = np.random.default_rng(1), []
+    for number in range(8):
+        prompt = torch.tensor([generator.integers(4, VOCABULARY, 5).tolist()])
+        with torch.no_grad():
+            whole = base.model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, eos_token_id=None
+            )[0].tolist()
+        if number % 2:
+            whole[6] = (whole[6] + 1) % VOCABULARY
+        rows.append(whole)
+    none = np.zeros(8, dtype=np.int64)
+    split = Split(np.arange(8), Ragged.from_rows(rows), None, none, learned=Ragged.from_rows([[0] * 5 + [1] * 4] * 8))
+    exact = score(base, 1, dataclasses.replace(TASK, exact=True), split).correct[0]
+    assert exact.tolist() == [1, 0] * 4
+    assert (score(base, 1, TASK, split).correct[0][1::2] < 1).all()
+
+
 def test_rank_0_is_the_model_as_it_is(base: BaseModel) -> None:
     baseline = fit_baseline(base, TASK, seed=0)
-    assert not baseline.validation.fitted
-    assert baseline.validation.nll == pytest.approx(score(base, 1, TASK.validation, pad_token_id=0).nll.mean())
-    assert (baseline.test.nll == score(base, 1, TASK.test, pad_token_id=0).nll).all()
+    assert baseline.validation.nll == pytest.approx(score(base, 1, TASK, TASK.validation).nll.mean())
+    assert (baseline.test.nll == score(base, 1, TASK, TASK.test).nll).all()
 
 
 def test_peft_loads_the_adapter_and_has_the_same_loss(

@@ -294,7 +294,7 @@ def test_scores_are_those_of_each_example_by_itself(setup: Setup) -> None:
     with attached(setup.base, trials, setup.targets) as pack:
         for index, one in enumerate(pack.trials):
             pack.load(index, trained[one].state)
-        scores = score(setup.base, 2, split, pad_token_id=0)
+        scores = score(setup.base, 2, setup.task, split)
         for row in range(0, len(split), 5):
             tokens = torch.from_numpy(split.input_ids[row].astype(np.int64)).repeat(2, 1)
             with torch.no_grad():

@@ -76,6 +76,11 @@ class ComparisonConfig:
     text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
     label: str = _option("label", parse_text, "Column of the label.")
     learn_prompts: bool = _option(False, parse_flag, "Instruction: learn prompts, too, not completions alone.")
+    score: Literal["tokens", "exact"] = _option(
+        "tokens",
+        one_of("tokens", "exact"),
+        "Instruction: accuracy is the share of right `tokens`, or of completions that are `exact` in greedy decoding.",
+    )
     skip_bad: bool = _option(False, parse_flag, "Instruction: leave out examples that cannot be used.")
     keep_leaked: bool = _option(False, parse_flag, "Keep test examples that also occur in train.")
     max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
@@ -167,7 +172,7 @@ class ComparisonConfig:
             raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
         given = {option.name for option in fields(self) if getattr(self, option.name) != option.default}
         if self.task != "instruction":
-            for name in sorted(given & {"learn_prompts", "skip_bad"}):
+            for name in sorted(given & {"learn_prompts", "score", "skip_bad"}):
                 raise UserError(f"{name.replace('_', '-')}: only task instruction has it; leave it out")
         elif "model" not in given:
             raise UserError("model: task instruction needs a causal language model; give one with --model")

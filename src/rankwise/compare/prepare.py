@@ -90,6 +90,7 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
             tokenizer=tokenizer,
             max_length=config.max_length,
             learn_prompts=config.learn_prompts,
+            exact=config.score == "exact",
             skip_bad=config.skip_bad,
             keep_leaked=config.keep_leaked,
             train_examples=config.max_train_examples,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from rankwise.compare.scoring import read_scores, score_baseline, score_trials
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
+from rankwise.tasks.task import Task
 from rankwise.train.cost import StepCost, measure_costs
 from rankwise.train.loop import StepReport
 
@@ -96,11 +98,11 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
         run=directory.path,
         model=prepared.config.model,
         task=prepared.task.name,
+        accuracy_of=_accuracy_of(prepared.task),
         experiments=tuple(row for one in answers for row in one.experiments),
         baseline=Baseline(
             accuracy=float(baseline.correct.mean(dtype=np.float64)),
             nll=float(baseline.nll.mean(dtype=np.float64)),
-            fitted=not prepared.task.is_instruction,
         ),
         recommendation=first.recommendation,
         alternatives=tuple(other.recommendation for other in others),
@@ -122,6 +124,12 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
 
 def _test_data(prepared: Prepared) -> TestData:
     return TestData(prepared.task.test.labels, len(prepared.task.labels), prepared.task.test.groups)
+
+
+def _accuracy_of(task: Task) -> Literal["examples", "tokens", "completions"]:
+    if not task.is_instruction:
+        return "examples"
+    return "completions" if task.exact else "tokens"
 
 
 def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:

@@ -62,7 +62,7 @@ def score_trials(
             for index, trial in enumerate(pack.trials):
                 adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
                 pack.load(index, adapter.state)
-            scores = score(pack.base, len(pack.trials), test, prepared.task.pad_token_id)
+            scores = score(pack.base, len(pack.trials), prepared.task, test)
         for index, trial in enumerate(pack.trials):
             if trial in missing:
                 directory.write_scores(directory.trial(trial), test, _of_trial(scores, index))

@@ -79,8 +79,9 @@ class TrialResult:
 class Scores(NamedTuple):
     """What trials make of examples, arrays of (trials, examples).
 
-    `nll` is that of the class, or the mean over the learned tokens; `correct` is 1 or 0 for the class, or the share of
-    learned tokens that are the model's first choice; `predicted` is the class, None where tokens are learned.
+    `nll` is that of the class, or the mean over the learned tokens; `correct` is 1 or 0 for the class or a whole
+    completion, or the share of learned tokens that are the model's first choice; `predicted` is the class, None
+    where tokens are learned.
     """
 
     nll: np.ndarray
@@ -209,11 +210,10 @@ class RankExperiment:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Rank 0: the frozen base model with its head `fitted` to convergence, or a language model as it is."""
+    """Rank 0: the frozen base model with its head fitted to convergence, or a language model as it is."""
 
     accuracy: float
     nll: float
-    fitted: bool
 
 
 @dataclass(frozen=True)
@@ -246,12 +246,13 @@ class RankComparison:
 
     `adapter` is a PEFT directory: of the recommended rank's trials the one with the lowest validation loss (of all
     chosen trials where no rank is recommended). `alternatives` are the answers under further scalings; their rows
-    follow those of the first.
+    follow those of the first. `accuracy_of` says what accuracies are shares of.
     """
 
     run: Path
     model: str
     task: str
+    accuracy_of: Literal["examples", "tokens", "completions"]
     experiments: tuple[RankExperiment, ...]
     baseline: Baseline
     recommendation: Recommendation
@@ -272,6 +273,7 @@ class RankComparison:
             "run": str(self.run),
             "model": self.model,
             "task": self.task,
+            "accuracy_of": self.accuracy_of,
             "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
             "baseline": dataclasses.asdict(self.baseline),
             "wall_seconds": self.wall_seconds,

@@ -17,6 +17,11 @@ from rankwise.records import Baseline, RankComparison, RankExperiment
 from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
 
 _WIDE = 90
+_ACCURACY = {
+    "examples": "Accuracy",
+    "tokens": "Accuracy (share of learned tokens)",
+    "completions": "Accuracy (share of whole completions)",
+}
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,10 @@ def _caption(comparison: RankComparison, *, wide: bool) -> str:
         else "an interval needs two seeds or more"
     )
     rules = {"alpha/sqrt(rank)" if e.use_rslora else "alpha/rank" for e in experiments}
-    if comparison.baseline.fitted:
-        baseline, accuracy, unit = "the frozen base model with its head fitted to convergence", "Accuracy", "example"
-    else:
-        baseline, accuracy, unit = "the base model as it is", "Accuracy (share of learned tokens)", "token"
+    classifies = comparison.accuracy_of == "examples"
+    baseline = "the frozen base model with its head fitted to convergence" if classifies else "the base model as it is"
+    accuracy = _ACCURACY[comparison.accuracy_of]
+    unit = "example" if classifies else "token"
     scores = f"{accuracy} and NLL (nats per {unit})" if wide else accuracy
     return (
         f"Rank 0 is {baseline}; "

@@ -35,6 +35,7 @@ def load_instruction(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     learn_prompts: bool = False,
+    exact: bool = False,
     skip_bad: bool = False,
     keep_leaked: bool = False,
     train_examples: int | None = None,
@@ -45,9 +46,10 @@ def load_instruction(
 ) -> Task:
     """Read, render, split and tokenise conversations, or prompts and completions (`conversation.SHAPES`).
 
-    Learned are completions, with `learn_prompts` whole texts. An example that is longer than `max_length` tokens
-    loses the beginning of its prompt, down to half of that length, and only then the end of its completion. Examples
-    that cannot be used are errors, or with `skip_bad` left out. A split that is not given is cut from train.
+    Learned are completions, with `learn_prompts` whole texts; `exact` is as in `Task`. An example that is longer than
+    `max_length` tokens loses the beginning of its prompt, down to half of that length, and only then the end of its
+    completion. Examples that cannot be used are errors, or with `skip_bad` left out. A split that is not given is cut
+    from train.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
@@ -92,6 +94,7 @@ def load_instruction(
         test=parts["test"],
         pad_token_id=tokenizer.pad_token_id,
         notes=tuple(notes),
+        exact=exact,
     )
 
 

@@ -88,7 +88,9 @@ class Task:
     """Examples, and how one example is scored: by the likelihood of its class, or of its learned tokens.
 
     `outcomes` is how many classes, or tokens, there are to choose from; `labels` names the classes, and is empty in
-    instruction tuning. `notes` are sentences for the user about what preparing the data changed.
+    instruction tuning. There an example's accuracy is the share of its learned tokens that are the model's first
+    choice, or with `exact` whether all of them are. `notes` are sentences for the user about what preparing the data
+    changed.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Task:
     test: Split
     pad_token_id: int
     notes: tuple[str, ...] = ()
+    exact: bool = False
 
     @property
     def is_instruction(self) -> bool:

@@ -64,9 +64,9 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
     Raises `UserError` where the head is not a chain of linear layers.
     """
     if base.causal:
-        scores, held_out = (score(base, 1, split, task.pad_token_id) for split in (task.test, task.validation))
+        scores, held_out = (score(base, 1, task, split) for split in (task.test, task.validation))
         means = [float(of.mean(dtype=np.float64)) for of in (held_out.correct, held_out.nll)]
-        return BaselineScores(scores, Baseline(means[0], means[1], fitted=False))
+        return BaselineScores(scores, Baseline(*means))
     chain = head_chain(base, task)
     train, validation, test = (
         _features(base, chain, split, task.pad_token_id) for split in (task.train, task.validation, task.test)
@@ -83,7 +83,7 @@ def fit_baseline(base: BaseModel, task: Task, seed: int) -> BaselineScores:
         accuracy = float((best(validation).argmax(dim=-1) == labels[1]).double().mean())
     predicted = logits.argmax(dim=-1)
     scores = Scores(nll.numpy()[None], (predicted == labels[2]).float().numpy()[None], predicted.int().numpy()[None])
-    return BaselineScores(scores, Baseline(accuracy, validation_nll, fitted=True))
+    return BaselineScores(scores, Baseline(accuracy, validation_nll))
 
 
 class _Head(nn.Module):

@@ -148,16 +148,19 @@ def train_step(
 
 
 @torch.no_grad()
-def score(base: BaseModel, trials: int, split: Split, pad_token_id: int) -> Scores:
-    """Score every example with the adapters of so many trials on the base model; without any, `trials` is 1."""
+def score(base: BaseModel, trials: int, task: Task, split: Split) -> Scores:
+    """Score every example of a split with the adapters of so many trials on the base model; 1 without any."""
     nll = np.empty((trials, len(split)), dtype=np.float32)
     correct = np.empty_like(nll)
     predicted = np.empty(nll.shape, dtype=np.int32) if split.learned is None else None
     for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // trials):
-        batch = collate(split, rows, pad_token_id)
+        batch = collate(split, rows, task.pad_token_id)
         of = likelihood(base, trials, batch.to(base.device))
         outcomes = batch.outcomes_by_row
-        nll[:, rows], correct[:, rows] = of.nll.cpu() / outcomes, of.right.cpu() / outcomes
+        right = of.right.cpu() / outcomes
+        nll[:, rows] = of.nll.cpu() / outcomes
+        # Where every learned token is the first choice, greedy decoding writes just them.
+        correct[:, rows] = (right == 1).float() if task.exact else right
         if predicted is not None and of.predicted is not None:
             predicted[:, rows] = of.predicted.cpu().numpy()
     return Scores(nll, correct, predicted)
@@ -176,7 +179,7 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
 
 
 def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
-    scores = score(pack.base, len(pack.trials), task.validation, task.pad_token_id)
+    scores = score(pack.base, len(pack.trials), task, task.validation)
     return tuple(
         Evaluation(step, float(nll.mean(dtype=np.float64)), float(correct.mean(dtype=np.float64)))
         for nll, correct in zip(scores.nll, scores.correct, strict=True)
