@@ -58,7 +58,7 @@ class Coin:
         sizes = Sizes(self.design.examples, self.validation, self.test)
         task, first_seed = coin_task(base, sizes, self.number), self.number * _SEEDS_APART
         trained = train_ranks(base, task, targets_of(base), self.design, first_seed)
-        return trained | {"baseline": fit_baseline(base, task, first_seed).nll}
+        return trained | {"baseline": fit_baseline(base, task, first_seed).test.nll[0]}
 
 
 def decided(arrays: Arrays) -> Decision:

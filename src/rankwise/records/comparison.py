@@ -273,7 +273,6 @@ class RankComparison:
             "run": str(self.run),
             "model": self.model,
             "task": self.task,
-            "accuracy_of": self.accuracy_of,
             "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
             "baseline": dataclasses.asdict(self.baseline),
             "wall_seconds": self.wall_seconds,
@@ -281,5 +280,6 @@ class RankComparison:
             "notes": self.notes,
             "recommendation": dataclasses.asdict(self.recommendation),
             "alternatives": [dataclasses.asdict(alternative) for alternative in self.alternatives],
+            "accuracy_of": self.accuracy_of,
         }
         return {name: plain(value) for name, value in document.items()}
