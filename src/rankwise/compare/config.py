@@ -170,18 +170,22 @@ class ComparisonConfig:
             raise UserError("task docmatch brings its own data: leave out train, validation and test")
         if self.task != "docmatch" and self.train is None:
             raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
-        given = {option.name for option in fields(self) if getattr(self, option.name) != option.default}
         if self.task != "instruction":
-            for name in sorted(given & {"learn_prompts", "score", "skip_bad"}):
-                raise UserError(f"{name.replace('_', '-')}: only task instruction has it; leave it out")
-        elif "model" not in given:
+            for name in self._given("learn_prompts", "score", "skip_bad"):
+                raise UserError(f"{name}: only task instruction has it; leave it out")
+        elif not self._given("model"):
             raise UserError("model: task instruction needs a causal language model; give one with --model")
         else:
-            for name in sorted(given & {"text", "text_pair", "label"}):
+            for name in self._given("text", "text_pair", "label"):
                 raise UserError(
-                    f"{name.replace('_', '-')}: task instruction finds its columns by their names "
+                    f"{name}: task instruction finds its columns by their names "
                     "(messages; prompt and completion; instruction, input and output; text); leave it out"
                 )
+
+    def _given(self, *names: str) -> list[str]:
+        """Which of these options are not as they are by default, as they are written."""
+        options = (option for option in fields(self) if option.name in names)
+        return [option.name.replace("_", "-") for option in options if getattr(self, option.name) != option.default]
 
     def _check_strategy(self) -> None:
         if self.ranks is None:
