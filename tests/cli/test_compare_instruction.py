@@ -55,7 +55,7 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
 }
 
 BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "no template": (("--model", "plain"), "good.jsonl has messages, and the tokenizer has no chat template"),
+    "no template": (("--model", "plain"), "the data are conversations, and the tokenizer has no chat template"),
     "encoder": (("--model", "encoder"), "a bert model is no causal language model: give one"),
     "longer than the context": (("--max-length", "65"), "max-length: 65 is more than the 64 positions"),
     "a column": (("--text", "question"), "text: task instruction finds its columns by their names"),

@@ -32,7 +32,7 @@ def chance(*losses: float, ranks: Sequence[int] = (8, 16), **more: Any) -> dict[
 
 
 def scale(*, margin: float | None = 0.01, metric: Metric = "nll", keep: float = 0.95, baseline: float = 0.7) -> Scale:
-    return Scale(metric, Margin(keep, margin), Baseline(accuracy=0.5, nll=baseline), classes=2)
+    return Scale(metric, Margin(keep, margin), Baseline(accuracy=0.5, nll=baseline), chance=math.log(2))
 
 
 def room(

@@ -260,6 +260,18 @@ def test_another_comparison_cannot_go_on_in_a_run(
     assert {file: file.read_bytes() for file in finished.run.rglob("*") if file.is_file()} == before
 
 
+def test_a_run_from_before_an_option_existed_goes_on(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.run, tmp_path / "run")
+    file = tmp_path / "run" / "comparison.json"
+    description = json.loads(file.read_text())
+    del description["config"]["skip_bad"], description["config"]["score"]
+    file.write_text(json.dumps(description))
+    again = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    assert again.experiments == finished.experiments
+
+
 def test_a_run_is_never_written_over(finished: RankComparison, config: ComparisonConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="continue it with --resume"):
         run_rank_comparison(config, run=finished.run)

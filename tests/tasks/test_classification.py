@@ -243,7 +243,7 @@ def test_chunks_of_tokenising_do_not_show(
 ) -> None:
     sources = [numbered(split * length, [0, 1] * 5) for length, split in enumerate(SPLITS, start=1)]
     whole = load(*sources, max_length=14)
-    monkeypatch.setattr("rankwise.tasks.examples._CHUNK", 3)
+    monkeypatch.setattr("rankwise.tasks.examples.CHUNK", 3)
     chunked = load(*sources, max_length=14)
     assert chunked.notes == whole.notes
     for part, same in zip((chunked.train, chunked.test), (whole.train, whole.test), strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -98,8 +100,10 @@ def test_a_turn_that_the_template_leaves_out_later_is_not_learned() -> None:
         ({"messages": said(("user", "one"), ("assistant", " "))}, "a turn of the assistant is empty"),
         ({"messages": []}, "messages is not a list of messages"),
         ({"messages": "hello"}, "messages is not a list of messages"),
-        ({"messages": "[1"}, "messages is not a list of messages in JSON"),
+        ({"messages": "[1"}, "messages is not a list of messages"),
         ({"messages": [{"role": "user"}]}, "message 1 of messages has no role and content that are text"),
+        ({"messages": said(("user", "one"), ("assistant", "x\ud83d"))}, "message 2 of messages is not valid Unicode"),
+        ({"messages": "[" * 100_000}, "messages is not a list of messages"),
         ({"messages": [5]}, "message 1 of messages has no role and content that are text"),
         ({"messages": said(("assistant", "hello"))}, r"the chat template refuses it \(it begins with the user\)"),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
@@ -114,6 +118,49 @@ def test_a_turn_that_the_template_leaves_out_later_is_not_learned() -> None:
 def test_an_example_that_cannot_be_learned_from_says_why(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadExample, match=f"^{reason}"):
         render(row, tokenizer(STRICT))
+
+
+def test_lists_come_in_several_kinds() -> None:
+    for turns in (tuple(TWO_TURNS), np.array(TWO_TURNS, dtype=object)):
+        assert learned({"messages": turns}, tokenizer())[1] == ["two.", "four."]
+    in_csv = {"prompt": json.dumps(TWO_TURNS[:3]), "completion": json.dumps(TWO_TURNS[3:])}
+    assert learned(in_csv, tokenizer())[1] == ["four."]
+    assert learned({"prompt": "[1, 2]", "completion": "[2, 1]"}, tokenizer())[1] == ["[2, 1][SEP]"]
+
+
+def test_a_greeting_of_the_assistant_is_read_and_not_learned() -> None:
+    rendered = render({"messages": said(("assistant", "hello"), ("user", "one"), ("assistant", "two"))}, tokenizer())
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["two."]
+    assert rendered.skipped == 1
+
+
+def test_what_else_a_message_has_is_the_templates_to_write() -> None:
+    thinking = CHAT_TEMPLATE.replace("m.content", "(m.reasoning or '') + m.content")
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "because "}]
+    assert learned({"messages": turns}, tokenizer(thinking))[1] == ["because a."]
+
+
+def test_a_token_that_ends_only_the_last_turn_is_no_part_of_the_others() -> None:
+    """Phi-3's template is one of these."""
+    ending = CHAT_TEMPLATE.replace("{% if add_gen", "{% if not add_generation_prompt %}[SEP]{% endif %}{% if add_gen")
+    assert learned({"messages": TWO_TURNS}, tokenizer(ending))[1] == ["two.", "four.[SEP]"]
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }} " + CHAT_TEMPLATE
+    assert learned({"messages": TWO_TURNS}, tokenizer(dated))[0].startswith("26 Jul 2024 user: one.")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].content + 1 }}", "{{ messages[9].content.x }}", "{{ nothing.x }}"]
+)
+def test_a_template_that_breaks_is_a_bad_example(template: str) -> None:
+    with pytest.raises(BadExample, match=r"^the chat template refuses it \("):
+        render({"messages": TWO_TURNS}, tokenizer(template))
+
+
+def test_texts_that_were_rendered_before_get_no_second_beginning_and_end() -> None:
+    assert learned({"prompt": "a", "completion": "b[SEP]"}, tokenizer()) == ("ab[SEP]", ["b[SEP]"])
 
 
 def test_a_template_that_writes_a_prompt_otherwise_before_an_answer_is_refused() -> None:

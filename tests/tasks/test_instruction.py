@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rankwise.errors import UserError
@@ -140,14 +141,14 @@ def test_several_bad_examples_are_counted(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "train.jsonl", [*rows(8), {"prompt": "a"}, {"completion": "b"}])
     with pytest.raises(UserError, match=r"line 9: completion is empty \(and 1 more such examples\); repair it"):
         load(path)
-    with pytest.raises(UserError, match="0 examples that can be used, too few for test"):
+    with pytest.raises(UserError, match=r"0 examples that can be used as test; the first of 3 that cannot: .*line 9"):
         load(path, test=jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "completion": " "}]), skip_bad=True)
 
 
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = jsonl(tmp_path / "train.jsonl", [{"messages": turns}] * 5)
-    with pytest.raises(UserError, match="has messages, and the tokenizer has no chat template"):
+    with pytest.raises(UserError, match="the data are conversations, and the tokenizer has no chat template"):
         load(path, tokenizer=tokenizer(None))
 
 
@@ -155,6 +156,44 @@ def test_a_file_of_another_shape_is_told_what_is_needed(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "train.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(UserError, match="columns are 'question', 'answer'; needed are messages, or prompt and compl"):
         load(path)
+
+
+def test_a_completion_is_the_tokens_that_it_is_in_the_whole_text(tmp_path: Path) -> None:
+    """SentencePiece begins a text with a space; a completion has none in front of it."""
+    made = tiny_tokenizer()
+    made.eos_token = "[SEP]"
+    made.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    records = [{"prompt": f"what is {n} ", "completion": f"it is {n}"} for n in range(10)]
+    task = load(jsonl(tmp_path / "train.jsonl", records), tokenizer=made)
+    for row, number in enumerate(task.train.example_ids):
+        whole = made(f"what is {number} it is {number}", add_special_tokens=False)["input_ids"]
+        assert task.train.input_ids[row].tolist() == [*whole, made.eos_token_id]
+
+
+def test_a_prompt_that_is_learned_is_cut_as_any_other(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "train.jsonl", [{"prompt": f"{n}" * 40, "completion": f"yes {n}"} for n in range(10)])
+    plain, learned = (load(path, max_length=20, learn_prompts=learn) for learn in (False, True))
+    assert plain.train.input_ids.flat.tolist() == learned.train.input_ids.flat.tolist()
+    assert all(
+        text.endswith(f"yes {n}[SEP]")
+        for text, n in zip(learned_texts(learned.train, tokenizer()), learned.train.example_ids, strict=True)
+    )
+
+
+def test_examples_without_a_token_to_learn_are_counted(tmp_path: Path) -> None:
+    made = tokenizer()
+    made.eos_token = None
+    records = [{"text": "a" if number < 4 else f"text {number}"} for number in range(20)]
+    task = load(jsonl(tmp_path / "train.jsonl", records), tokenizer=made, keep_leaked=True)
+    assert "4 examples have no token that can be learned and were left out" in task.notes
+    assert sum(map(len, (task.train, task.validation, task.test))) == 16
+
+
+def test_turns_that_are_not_learned_are_counted(tmp_path: Path) -> None:
+    said = [("assistant", "hello"), ("user", "say"), ("assistant", "one")]
+    records = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in said]} for n in range(10)]
+    task = load(jsonl(tmp_path / "train.jsonl", records))
+    assert task.notes[0].startswith("10 turns of the assistant are read and not learned")
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the shared data are not here")
@@ -176,7 +215,9 @@ def test_real_files_are_counted_and_cut_as_by_hand(name: str, examples: int, thi
     for split in splits:
         for row, example in enumerate(split.example_ids):
             completion = records[example].get("completion", records[example].get("output"))
-            own = made(completion, add_special_tokens=False)["input_ids"] + [made.eos_token_id]
+            # Behind a line break no space is put in front.
+            behind = made(f"\n{completion}", add_special_tokens=False)["input_ids"]
+            own = [*behind[len(made("\n", add_special_tokens=False)["input_ids"]) :], made.eos_token_id]
             assert split.learned is not None
             kept = split.input_ids[row][split.learned[row] == 1].tolist()
             assert split.input_ids[row][0] == made.bos_token_id

@@ -266,6 +266,27 @@ def test_an_encoder_is_no_language_model(architecture: str, tmp_path: Path) -> N
         load_base(tmp_path, num_labels=None, dtype="float32", device="cpu")
 
 
+def test_a_model_that_looks_ahead_is_no_language_model(tmp_path: Path) -> None:
+    save_model(tmp_path, "bert", transformers.AutoModelForCausalLM.from_config)  # BERT without `is_decoder`
+    with pytest.raises(UserError, match="lets a token see those after it"):
+        load_base(tmp_path, num_labels=None, dtype="float32", device="cpu")
+
+
+def test_an_evaluation_without_a_plain_head_is_as_small_as_its_logits(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score(base, 1, TASK, TASK.test)
+    monkeypatch.setattr(likelihood_module, "_LOGITS", 20 * VOCABULARY)
+    rows = []
+    handle = base.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    small = score(base, 1, TASK, TASK.test)
+    handle.remove()
+    assert small.nll == pytest.approx(whole.nll, rel=1e-4)
+    assert (max(rows) <= 20) == (not base.plain_head)
+
+
 def test_a_checkpoint_without_its_output_layer_is_no_language_model(tmp_path: Path) -> None:
     save_model(tmp_path, "llama")
     with pytest.raises(UserError, match="lack lm_head: they are not those of a language model"):

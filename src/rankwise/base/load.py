@@ -163,7 +163,10 @@ def load_base(
         causal=causal,
     )
     _check_checkpoint(name, model, fresh, base.trained_modules, causal=causal)
-    return replace(base, plain_head=_has_plain_head(base)) if causal else base
+    if not causal:
+        return base
+    _check_causality(base)
+    return replace(base, plain_head=_has_plain_head(base))
 
 
 def describe_base(
@@ -211,12 +214,27 @@ def position_limit(base: BaseModel) -> int | None:
 
 
 @torch.no_grad()
+def _check_causality(base: BaseModel) -> None:
+    """A token must not be told by those after it."""
+    ids = _some_ids(base)
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    before, after = (base.model(input_ids=each).logits[:, :-1] for each in (ids, other))
+    if not torch.allclose(before, after, rtol=1e-2, atol=1e-3):
+        raise UserError(f"model {base.name} lets a token see those after it: it is no causal language model")
+
+
+def _some_ids(base: BaseModel) -> torch.Tensor:
+    return torch.arange(8, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
+
+
+@torch.no_grad()
 def _has_plain_head(base: BaseModel) -> bool:
     """Some models scale or cap what leaves their output layer."""
     head = base.model.get_output_embeddings()
     if head is None:
         return False
-    ids = torch.arange(8, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
+    ids = _some_ids(base)
     logits = base.model(input_ids=ids).logits
     return torch.equal(head(base.model.base_model(input_ids=ids).last_hidden_state), logits)
 

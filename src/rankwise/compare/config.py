@@ -200,6 +200,11 @@ class ComparisonConfig:
             )
 
     @classmethod
+    def default(cls, name: str) -> Any:
+        """An option's value where it is not given."""
+        return next(option.default for option in fields(cls) if option.name == name)
+
+    @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:
         """A configuration from names as they are written on the command line or in a file (`origin`)."""
         names = [option.name for option in fields(cls)]

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
 from rankwise.errors import RunError, UserError
@@ -191,7 +192,8 @@ def _differences(there: Description, here: Description, test: Split) -> list[str
     """What forbids going on, a phrase each."""
     found = []
     for name, value in here["config"].items():
-        old = there["config"][name]
+        # An option that the run was begun without did not exist.
+        old = there["config"].get(name, ComparisonConfig.default(name))
         if name in _MAY_DIFFER or value == old:
             continue
         label = name.replace("_", "-")

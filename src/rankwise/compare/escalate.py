@@ -56,12 +56,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Scale:
-    """What losses are measured by: the metric that decides, the margin, rank 0 on validation, and the classes."""
+    """What losses are measured by: the metric that decides, the margin, rank 0 on validation, and the loss of `chance`.
+
+    That is the NLL of knowing nothing: of equal odds for classes; of rank 0, a language model, for tokens.
+    """
 
     metric: Metric
     margin: Margin
     baseline: Baseline
-    classes: int
+    chance: float
 
     def delta(self, largest: Evidence) -> float:
         """The loss called nothing, in the metric: absolute, or a share of what the largest rank so far gains."""
@@ -135,7 +138,7 @@ def next_step(evidence: Mapping[int, Evidence | None], scale: Scale, room: Room)
     outcome, sentence = _compare(smaller, largest, evidence, scale)
     found = [sentence]
     if outcome == "worse":
-        if _by_heart(evidence[largest], scale.classes):
+        if _by_heart(evidence[largest], scale.chance):
             found.append(f"{largest} knows the training data by heart and gets worse on validation")
             return Step(tuple(found), None, "data")
         return _step_to(2 * largest, found, room)
@@ -198,8 +201,8 @@ def _compare(
     return "worse", f"{lost}, but not in training: generalisation or noise"
 
 
-def _by_heart(evidence: Evidence | None, classes: int) -> bool:
-    return evidence is not None and evidence.rising and evidence.train_nll < _BY_HEART * math.log(classes)
+def _by_heart(evidence: Evidence | None, chance: float) -> bool:
+    return evidence is not None and evidence.rising and evidence.train_nll < _BY_HEART * chance
 
 
 def _extrapolated(measured: Mapping[int, float], rank: int) -> float:

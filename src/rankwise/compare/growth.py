@@ -6,6 +6,7 @@ how much memory or time is left now; an extended one, whose evidence is another,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -81,7 +82,9 @@ def _take_step(
         rank: Evidence.of(choice.trained(rank), config.metric) if rank in choice.by_rank else None
         for rank in config.ranks
     }
-    scale = Scale(config.metric, Margin(config.keep, config.margin), validation_baseline(journal), grown.task.outcomes)
+    baseline = validation_baseline(journal)
+    chance = baseline.nll if grown.task.is_instruction else math.log(grown.task.outcomes)
+    scale = Scale(config.metric, Margin(config.keep, config.margin), baseline, chance)
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
     room = Room(
         largest_rank=max(min(target.d_in, target.d_out) for target in grown.targets),

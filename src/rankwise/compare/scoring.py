@@ -23,11 +23,12 @@ from rankwise.train.loop import score
 def score_baseline(
     prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Callable[[str], None]
 ) -> Scores:
-    """Rank 0's scores, of one seed: its fit has a best solution, and chance has next to no part in it."""
+    """Rank 0's scores, of one seed: what fit a head needs has a best solution, so chance has next to no part in it."""
     test = prepared.task.test
     if any(event["examples"] == len(test) for event in journal.of("baseline")):
         return _read(directory, [directory.baseline])
-    tell("rank 0: fitting a head on the frozen base")
+    what = "scoring the base model" if prepared.base.causal else "fitting a head on the frozen base"
+    tell(f"rank 0: {what}")
     started = time.monotonic()
     scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
     directory.write_scores(directory.baseline, test, scores.test)

@@ -11,14 +11,18 @@ Where there is no template the text begins and ends with the tokenizer's own tok
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import TemplateError
 
+from rankwise.errors import UserError
 from rankwise.tasks.files import Shape
-from rankwise.tasks.source import as_text, is_unicode
+from rankwise.tasks.source import as_text, is_missing, is_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +40,11 @@ _ALPACA = (
     "\n\n### Instruction:\n{instruction}{given}\n\n### Response:\n"
 )
 
-Message = dict[str, str]
+# Some templates write today's date: a fixed one, or a run could not go on tomorrow. It is Llama 3.2's own.
+_DATE = date(2024, 7, 26)
+_CALL_OF_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+Message = dict[str, Any]
 
 
 class BadExample(Exception):
@@ -45,23 +53,27 @@ class BadExample(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text with the special tokens in it, and its learned parts as (start, end), in characters and in order."""
+    """A text with the special tokens in it, and its learned parts as (start, end), in characters and in order.
+
+    `skipped` counts turns of the assistant that are read and not learned: the template writes them otherwise later on.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    skipped: int = 0
 
 
 def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """A row of one of the shapes. Raises `BadExample`."""
+    """A row of one of the shapes. Raises `BadExample`, and `UserError` for messages without a chat template."""
     if "messages" in row:
         return _render_messages(_messages(row["messages"], "messages"), 0, tokenizer)
     if "text" in row:
         return _whole("", _text(row["text"], "text"), tokenizer)
     if "prompt" in row:
-        if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
-            prompt = _messages(row["prompt"], "prompt")
-            completion = _messages(row["completion"], "completion")
-            return _render_messages([*prompt, *completion], len(prompt), tokenizer)
+        prompt, completion = _unpacked(row["prompt"]), _unpacked(row["completion"])
+        if isinstance(prompt, list) and isinstance(completion, list):
+            before = _messages(prompt, "prompt")
+            return _render_messages([*before, *_messages(completion, "completion")], len(before), tokenizer)
         return _whole(_text(row["prompt"], "prompt"), _text(row["completion"], "completion"), tokenizer)
     instruction, output = _text(row["instruction"], "instruction"), _text(row["output"], "output")
     given = "" if _is_blank(row["input"]) else _text(row["input"], "input")
@@ -77,8 +89,10 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
 
 
 def _whole(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    before = _begin(tokenizer) + prompt
-    text = before + completion + (tokenizer.eos_token or "")
+    begin, end = _begin(tokenizer), tokenizer.eos_token or ""
+    # Texts that were rendered before have both.
+    before = prompt if (prompt or completion).startswith(begin) else begin + prompt
+    text = before + completion + ("" if completion.endswith(end) else end)
     return Rendered(text, ((len(before), len(text)),))
 
 
@@ -90,6 +104,11 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _render_messages(messages: list[Message], first: int, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """Learned are the assistant's turns from the message `first` on; what follows the last of them is left out."""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "the data are conversations, and the tokenizer has no chat template to write them with: "
+            "give prompt and completion as texts, or a model that is tuned for chat"
+        )
     turns = [index for index, message in enumerate(messages) if index >= first and message["role"] == "assistant"]
     if not turns:
         raise BadExample("there is no turn of the assistant")
@@ -98,43 +117,61 @@ def _render_messages(messages: list[Message], first: int, tokenizer: PreTrainedT
     text = _templated(tokenizer, messages[: turns[-1] + 1])
     spans = []
     for turn in turns:
-        before = _templated(tokenizer, messages[:turn], add_generation_prompt=True)
+        # No template begins a conversation with an answer.
+        before = _templated(tokenizer, messages[:turn], add_generation_prompt=True) if turn else "\0"
         until = text if turn == turns[-1] else _templated(tokenizer, messages[: turn + 1])
-        # Some templates leave out the reasoning of earlier turns: those are read then, and not learned.
-        if text.startswith(before) and text.startswith(until):
-            spans.append((len(before), len(until)))
+        # Some templates end what they write with a token that is not there when it goes on.
+        end = next((at for at, pair in enumerate(zip(text, until, strict=False)) if len(set(pair)) > 1), len(until))
+        if text.startswith(before) and messages[turn]["content"].strip() in text[len(before) : end]:
+            spans.append((len(before), end))
     if not spans or spans[-1][1] != len(text):
         raise BadExample("the chat template does not begin the assistant's turn as it begins its own")
-    return Rendered(text, tuple(spans))
+    return Rendered(text, tuple(spans), skipped=len(turns) - len(spans))
 
 
 def _templated(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool = False
 ) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_CALL_OF_DATE.sub(lambda call: repr(_DATE.strftime(call[2])), tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+    # A template is a program that came with a model: it stumbles over data in ways of its own.
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise BadExample(f"the chat template refuses it ({' '.join(str(error).split())[:200]})") from error
     return text
 
 
-def _messages(value: Any, column: str) -> list[Message]:
+def _unpacked(value: Any) -> Any:
+    """Lists as lists, also from numpy and tuples, and from JSON that holds messages: CSV has no lists."""
+    if isinstance(value, np.ndarray | tuple):
+        return list(value)
     if isinstance(value, str) and value.lstrip().startswith("["):
-        # CSV has no lists.
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise BadExample(f"{column} is not a list of messages in JSON ({error})") from error
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if isinstance(found, list) and found and all(isinstance(each, dict) and "role" in each for each in found):
+            return found
+    return value
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    value = _unpacked(value)
     if not isinstance(value, list) or not value:
         raise BadExample(f"{column} is not a list of messages")
-    messages = []
     for number, message in enumerate(value, start=1):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadExample(f"message {number} of {column} has no role and content that are text")
-        messages.append({"role": role, "content": content})
-    return messages
+        for key in ("role", "content"):
+            text = message.get(key) if isinstance(message, dict) else None
+            if not isinstance(text, str):
+                raise BadExample(f"message {number} of {column} has no role and content that are text")
+            if not is_unicode(text):
+                raise BadExample(f"message {number} of {column} is not valid Unicode (half of a surrogate pair)")
+    # What else a message has (reasoning, calls of tools) is the template's to write.
+    return [{key: each for key, each in message.items() if each is not None} for message in value]
 
 
 def _text(value: Any, column: str) -> str:
@@ -149,4 +186,4 @@ def _text(value: Any, column: str) -> str:
 
 
 def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return is_missing(value) or (isinstance(value, str) and not value.strip())

@@ -19,7 +19,7 @@ from rankwise.tasks.task import Ragged, Split, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 4096  # examples tokenised at once: bounds the Python lists, keeps every core of a fast tokenizer busy
+CHUNK = 4096  # examples tokenised at once: bounds the Python lists, keeps every core of a fast tokenizer busy
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def build_task(
 def _tokenise(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> tuple[Split, int]:
     """The tokenised split, and how many of its examples were cut."""
     input_ids, token_types, cut = [], [], 0
-    for start in range(0, len(examples), _CHUNK):
-        texts = examples.texts[start : start + _CHUNK]
-        pairs = None if examples.pairs is None else examples.pairs[start : start + _CHUNK]
+    for start in range(0, len(examples), CHUNK):
+        texts = examples.texts[start : start + CHUNK]
+        pairs = None if examples.pairs is None else examples.pairs[start : start + CHUNK]
         # One token more than allowed tells what has to be cut, for every kind of tokenizer; asking a
         # fast one what it cut off takes three times as long as tokenising.
         ids, types = _encode(tokenizer, texts, pairs, max_length + 1)
@@ -113,8 +113,8 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length
             token_types.append(Ragged.from_rows(types))
     split = Split(
         example_ids=examples.ids,
-        input_ids=_joined(input_ids),
-        token_type_ids=_joined(token_types) if token_types else None,
+        input_ids=joined(input_ids),
+        token_type_ids=joined(token_types) if token_types else None,
         labels=examples.labels,
         groups=examples.groups,
     )
@@ -130,6 +130,7 @@ def _encode(
     return encoded["input_ids"], encoded.get("token_type_ids")
 
 
-def _joined(parts: list[Ragged]) -> Ragged:
+def joined(parts: list[Ragged]) -> Ragged:
+    """All rows of the parts, one after another."""
     lengths = np.concatenate([part.lengths for part in parts])
     return Ragged(np.concatenate([part.flat for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))

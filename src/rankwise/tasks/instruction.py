@@ -6,7 +6,7 @@ that a model is given when it is used, and no token lies across the border.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ import numpy as np
 
 from rankwise.errors import UserError
 from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render
-from rankwise.tasks.examples import Examples
+from rankwise.tasks.examples import CHUNK, Examples, joined
 from rankwise.tasks.files import Table
 from rankwise.tasks.source import Source, SplitName, read_tables
-from rankwise.tasks.splits import capped, cut_missing, drop_leaked
+from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
 from rankwise.tasks.task import Ragged, Split, Task
 
 if TYPE_CHECKING:
@@ -60,31 +60,36 @@ def load_instruction(
     damaged: list[str] | None = [] if skip_bad else None
     tables = read_tables(train, validation, test, SHAPES, damaged)
     bad = damaged or []
-    splits: dict[SplitName, Examples] = {}
+    splits: Splits = {}
+    skipped = 0
     for split, table in tables.items():
-        splits[split], reasons = _examples(table, tokenizer, learn_prompts=learn_prompts)
+        splits[split], reasons, skipped_here = _examples(table, tokenizer)
         bad += reasons
+        skipped += skipped_here
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1:,} more such examples)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}; repair it, or leave such examples out with --skip-bad")
     for split, examples in splits.items():
-        fewest = _FEWEST if split == "train" else 1
-        if len(examples) < fewest:
-            raise UserError(f"{tables[split].origin}: {len(examples)} examples that can be used, too few for {split}")
+        if len(examples) < (_FEWEST if split == "train" else 1):
+            why = f"; the first of {len(bad):,} that cannot: {bad[0]}" if bad else ""
+            raise UserError(f"{tables[split].origin}: {len(examples)} examples that can be used as {split}{why}")
     notes = [f"{len(bad):,} examples were left out: {bad[0]}{' …' if len(bad) > 1 else ''}"] if bad else []
+    if skipped:
+        notes.append(
+            f"{skipped:,} turns of the assistant are read and not learned: the template writes them otherwise later on"
+        )
     splits, cut_notes = cut_missing(splits, split_seed, how="at random")
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    tokenised = {
-        split: _tokenise(tokenizer, capped(examples, caps[split], split_seed), max_length)
-        for split, examples in splits.items()
-    }
-    parts = {split: part for split, (part, _) in tokenised.items()}
-    notes += [
-        *cut_notes,
-        *leak_notes,
-        *_lengths(parts, sum((cut for _, cut in tokenised.values()), _Cut()), max_length),
-    ]
+    parts: dict[SplitName, Split] = {}
+    cut = _Cut()
+    for split, examples in splits.items():
+        chosen = capped(examples, caps[split], split_seed)
+        parts[split], cut_here = _tokenise(tokenizer, chosen, max_length, learn_prompts=learn_prompts)
+        if not len(parts[split]):
+            raise UserError(f"{split}: no example has a token that can be learned")
+        cut += cut_here
+    notes += [*cut_notes, *leak_notes, *_lengths(parts, cut, max_length)]
     return Task(
         name=name,
         labels=(),
@@ -98,14 +103,9 @@ def load_instruction(
     )
 
 
-def _examples(table: Table, tokenizer: PreTrainedTokenizerBase, *, learn_prompts: bool) -> tuple[Examples, list[str]]:
-    """The rows that can be used, and for each other one where it is and why not."""
+def _examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, list[str], int]:
+    """The rows that can be used, for each other one where it is and why not, and how many turns are not learned."""
     columns = list(table.columns)
-    if columns == ["messages"] and tokenizer.chat_template is None:
-        raise UserError(
-            f"{table.origin} has messages, and the tokenizer has no chat template to write them with: "
-            "give prompt and completion instead, or a model that is tuned for chat"
-        )
     used: list[int] = []
     rendered: list[Rendered] = []
     bad: list[str] = []
@@ -115,62 +115,127 @@ def _examples(table: Table, tokenizer: PreTrainedTokenizerBase, *, learn_prompts
             used.append(number)
         except BadExample as error:
             bad.append(f"{table.origin}, {table.place(number)}: {error}")
-    spans = [((0, len(one.text)),) if learn_prompts else one.spans for one in rendered]
-    texts = [one.text for one in rendered]
     ids = np.array(used, dtype=np.int64)
-    return Examples(ids=ids, texts=texts, pairs=None, labels=np.zeros_like(ids), spans=spans), bad
+    examples = Examples(
+        ids=ids,
+        texts=[one.text for one in rendered],
+        pairs=None,
+        labels=np.zeros_like(ids),
+        spans=[one.spans for one in rendered],
+    )
+    return examples, bad, sum(one.skipped for one in rendered)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How many examples lost something."""
+    """How many examples lost something, or have nothing to learn."""
 
     prompts: int = 0
     completions: int = 0
+    unlearned: int = 0
 
     def __add__(self, other: _Cut) -> _Cut:
-        return _Cut(self.prompts + other.prompts, self.completions + other.completions)
+        return _Cut(
+            self.prompts + other.prompts, self.completions + other.completions, self.unlearned + other.unlearned
+        )
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> tuple[Split, _Cut]:
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, *, learn_prompts: bool
+) -> tuple[Split, _Cut]:
+    """The tokens of the examples; those without one that can be learned are left out, and counted."""
     assert examples.spans is not None
-    pieces, learned = _pieces(examples.texts, examples.spans)
-    flat = [piece for of_one in pieces for piece in of_one]
-    tokens = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
-    ids, marks, cut = [], [], _Cut()
-    for of_one, flags in zip(pieces, learned, strict=True):
-        encoded = [next(tokens) for _ in of_one]
-        row_ids = [token for piece in encoded for token in piece]
-        row_marks = [flag for piece, flag in zip(encoded, flags, strict=True) for _ in piece]
-        kept = _kept(row_ids, row_marks, max_length, tokenizer.bos_token_id)
-        ids.append([row_ids[position] for position in kept])
-        # The first token has none before it that it could be learned from.
-        marks.append([0, *(row_marks[position] for position in kept[1:])])
-        cut += _Cut(prompts=int(len(kept) > 0 and kept != list(range(len(kept)))), completions=_cut_end(kept, row_ids))
-    rows = np.array([index for index, row in enumerate(marks) if any(row)], dtype=np.int64)
-    if not len(rows):
-        raise UserError("no example has a token that is learned")
+    encode = _encoder(tokenizer)
+    ids: list[Ragged] = []
+    learned: list[Ragged] = []
+    rows: list[int] = []
+    cut = _Cut()
+    for start in range(0, len(examples), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        pieces = list(map(_pieces, examples.texts[chunk], examples.spans[chunk]))
+        encoded = iter(encode(pieces))
+        chunk_ids, chunk_learned = [], []
+        for row, of_one in enumerate(pieces, start=start):
+            row_ids: list[int] = []
+            marks: list[int] = []
+            for piece in of_one:
+                tokens = next(encoded)
+                row_ids += tokens
+                marks += [int(piece.learned)] * len(tokens)
+            kept = _kept(row_ids, marks, max_length, tokenizer.bos_token_id)
+            if learn_prompts:
+                marks = [1] * len(marks)
+            # The first token has none before it that it could be learned from.
+            row_marks = [int(number > 0 and marks[position]) for number, position in enumerate(kept)]
+            dropped, ended = len(row_ids) - len(kept), bool(kept) and kept[-1] == len(row_ids) - 1
+            cut += _Cut(
+                prompts=int(kept != list(range(len(kept)))),
+                completions=int(dropped > 0 and not ended),
+                unlearned=int(not any(row_marks)),
+            )
+            if any(row_marks):
+                rows.append(row)
+                chunk_ids.append([row_ids[position] for position in kept])
+                chunk_learned.append(row_marks)
+        ids.append(Ragged.from_rows(chunk_ids))
+        learned.append(Ragged.from_rows(chunk_learned))
+    chosen = np.array(rows, dtype=np.int64)
     split = Split(
-        example_ids=examples.ids[rows],
-        input_ids=Ragged.from_rows([ids[row] for row in rows]),
+        example_ids=examples.ids[chosen],
+        input_ids=joined(ids),
         token_type_ids=None,
-        labels=examples.labels[rows],
-        learned=Ragged.from_rows([marks[row] for row in rows]),
+        labels=examples.labels[chosen],
+        learned=joined(learned),
     )
     return split, cut
 
 
-def _pieces(
-    texts: Sequence[str], spans: Sequence[tuple[tuple[int, int], ...]]
-) -> tuple[list[list[str]], list[list[int]]]:
-    """Each text cut at the borders of its learned parts, and for each piece whether it is one."""
-    pieces, learned = [], []
-    for text, of_one in zip(texts, spans, strict=True):
-        borders = sorted({0, len(text), *(border for span in of_one for border in span)})
-        cuts = list(pairwise(borders))
-        pieces.append([text[start:end] for start, end in cuts])
-        learned.append([int(any(first <= start < last for first, last in of_one)) for start, _ in cuts])
-    return pieces, learned
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    learned: bool
+    first: bool
+
+
+def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[_Piece]:
+    """The text cut at the borders of its learned parts."""
+    borders = sorted({0, len(text), *(border for span in spans for border in span)})
+    return [
+        _Piece(text[start:end], any(begin <= start < stop for begin, stop in spans), start == 0)
+        for start, end in pairwise(borders)
+    ]
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[_Piece]]], list[list[int]]]:
+    """From the pieces of texts to the tokens of each piece.
+
+    SentencePiece begins a text with a space that is not there. So that a piece in the middle gets none, it is
+    tokenised behind a line break, whose tokens are dropped.
+    """
+
+    def plain(texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        tokens: list[list[int]] = tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        return tokens
+
+    (anchor,) = plain(["\n"])
+    alone, behind = plain(["a", "\na"])
+    adds_space = behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone
+
+    def encode(texts: list[list[_Piece]]) -> list[list[int]]:
+        pieces = [piece for of_one in texts for piece in of_one]
+        tokens = plain([piece.text for piece in pieces])
+        if adds_space:
+            later = [index for index, piece in enumerate(pieces) if not piece.first]
+            for index, behind in zip(later, plain([f"\n{pieces[index].text}" for index in later]), strict=True):
+                if behind[: len(anchor)] == anchor:
+                    tokens[index] = behind[len(anchor) :]
+        return tokens
+
+    return encode
 
 
 def _kept(ids: Sequence[int], marks: Sequence[int], max_length: int, bos: int | None) -> list[int]:
@@ -182,18 +247,12 @@ def _kept(ids: Sequence[int], marks: Sequence[int], max_length: int, bos: int | 
     too_many = len(ids) - max_length
     if too_many <= 0:
         return list(range(len(ids)))
-    last = len(marks) - marks[::-1].index(1) if 1 in marks else len(marks)
-    before = last
+    before = len(marks) - marks[::-1].index(1) if 1 in marks else len(marks)
     while before > 0 and marks[before - 1]:
         before -= 1
     dropped = min(too_many, max(0, before - max_length // 2))
     first = int(dropped > 0 and ids[0] == bos)
-    positions = [*range(first), *range(first + dropped, len(ids))]
-    return positions[:max_length]
-
-
-def _cut_end(kept: Sequence[int], ids: Sequence[int]) -> int:
-    return int(bool(kept) and kept[-1] != len(ids) - 1)
+    return [*range(first), *range(first + dropped, len(ids))][:max_length]
 
 
 def _lengths(splits: dict[SplitName, Split], cut: _Cut, max_length: int) -> list[str]:
@@ -202,6 +261,8 @@ def _lengths(splits: dict[SplitName, Split], cut: _Cut, max_length: int) -> list
     tokens = sum(len(split.input_ids.flat) for split in splits.values())
     learned = sum(int(split.learned.flat.sum()) for split in splits.values() if split.learned is not None)
     notes = [f"{total:,} examples have {tokens:,} tokens, of which {learned:,} are learned"]
+    if cut.unlearned:
+        notes.append(f"{cut.unlearned:,} examples have no token that can be learned and were left out")
     if cut.prompts:
         notes.append(f"{cut.prompts:,} examples are longer than {max_length} tokens: their prompts lost the beginning")
     if cut.completions:

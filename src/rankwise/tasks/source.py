@@ -194,7 +194,7 @@ def _checked(table: Table) -> Rows:
 
 def _texts(table: Table, column: str, values: Sequence[Any]) -> list[str]:
     where = f"{table.origin}: column {column!r}"
-    missing = [row for row, value in enumerate(values) if _is_missing(value)]
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise UserError(f"{where} has no value in {_count_places(table, missing)}; fill it in or remove the row")
     texts = []
@@ -216,7 +216,7 @@ def _count_places(table: Table, rows: list[int]) -> str:
     return f"{len(rows)} of {len(next(iter(table.columns.values())))} rows, first on {table.place(rows[0])}"
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

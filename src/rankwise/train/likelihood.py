@@ -20,6 +20,13 @@ from rankwise.tasks.task import Batch, Learned
 _LOGITS = 2**25  # at most so many at once
 
 
+def tokens_at_once(base: BaseModel, most: int) -> int:
+    """How many tokens, over all trials, an evaluation may take at once; `most` where logits come in parts."""
+    if not base.causal or base.plain_head:
+        return most
+    return min(most, _LOGITS // _vocabulary(base))
+
+
 class Likelihood(NamedTuple):
     """Negative log-likelihoods in nats, summed over an example's learned tokens, or of its class.
 
@@ -70,10 +77,15 @@ def _of_tokens(
         return judged(cast(Tensor, head(hidden)), labels)
 
     hidden = at_tokens(base.model.base_model(**inputs).last_hidden_state)
-    size = max(1, _LOGITS // (trials * base.model.config.get_text_config().vocab_size))
+    size = max(1, _LOGITS // (trials * _vocabulary(base)))
     if len(targets) <= size:
         return of_chunk(hidden, targets)
     chunks = zip(hidden.split(size, dim=1), targets.split(size), strict=True)
     parts = [cast(tuple[Tensor, Tensor], checkpoint(of_chunk, *chunk, use_reentrant=False)) for chunk in chunks]
     nlls, rights = zip(*parts, strict=True)
     return torch.cat(nlls, dim=1), torch.cat(rights, dim=1)
+
+
+def _vocabulary(base: BaseModel) -> int:
+    size: int = base.model.config.get_text_config().vocab_size
+    return size

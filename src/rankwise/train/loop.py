@@ -27,7 +27,7 @@ from rankwise.lora.attach import Pack, State, attached
 from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import Split, Task, collate, evaluation_rows, training_rows
 from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
-from rankwise.train.likelihood import likelihood
+from rankwise.train.likelihood import likelihood, tokens_at_once
 from rankwise.train.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
@@ -153,7 +153,7 @@ def score(base: BaseModel, trials: int, task: Task, split: Split) -> Scores:
     nll = np.empty((trials, len(split)), dtype=np.float32)
     correct = np.empty_like(nll)
     predicted = np.empty(nll.shape, dtype=np.int32) if split.learned is None else None
-    for rows in evaluation_rows(split.input_ids.lengths, _EVALUATION_TOKENS // trials):
+    for rows in evaluation_rows(split.input_ids.lengths, tokens_at_once(base, _EVALUATION_TOKENS) // trials):
         batch = collate(split, rows, task.pad_token_id)
         of = likelihood(base, trials, batch.to(base.device))
         outcomes = batch.outcomes_by_row
