@@ -102,6 +102,19 @@ def test_an_unresolved_answer_is_an_error_only_where_a_resolved_one_is_required(
     assert json.loads(required.stdout)["recommendation"]["status"] == "unresolved"
 
 
+def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) -> None:
+    """bitsandbytes would tell of kernels that could be fetched from a hub."""
+    pytest.importorskip("bitsandbytes")
+    save_model(place / "wide", "bert", hidden_size=64, intermediate_size=128)
+    options = ("--model", "wide", "--quantize", "nf4", "--steps", "5", "--run", "runs/nf4", "--json")
+    done = rankwise(place, *COMPARE, *options)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["experiments"]) == 2
+    told = [line for line in done.stderr.splitlines() if line.strip()]
+    assert [line for line in told if "kernels" in line or "Warning" in line or "warn" in line] == []
+    assert json.loads((place / "runs/nf4/comparison.json").read_text())["config"]["quantize"] == "nf4"
+
+
 def test_a_plan_starts_nothing(place: Path) -> None:
     done = rankwise(place, *COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
     assert done.returncode == 0, done.stderr

@@ -7,13 +7,14 @@ pad token. Weights come from safetensors alone; a pickle is never opened.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rankwise.base.quantize import Quantization, quantization_config
 from rankwise.base.shapes import head_modules, model_positions, require_causal, require_classifier, within
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
@@ -41,7 +43,8 @@ class BaseModel:
 
     `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
     did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains;
-    `trained_shapes` are their parameters by name. A language model (`causal`) has none; `plain_head` says that its
+    `trained_shapes` are their parameters by name. `dtype` is what is computed in, and what weights are that `quantize`
+    leaves as they are. A language model (`causal`) has none; `plain_head` says that its
     logits are its output layer's product and nothing more.
     `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
     """
@@ -57,6 +60,7 @@ class BaseModel:
     trained_shapes: Mapping[str, tuple[int, ...]]
     causal: bool
     plain_head: bool = False
+    quantize: Quantization = "none"
 
     @property
     def bytes(self) -> int:
@@ -115,6 +119,7 @@ def load_base(
     num_labels: int | None,
     dtype: DtypeChoice = "auto",
     device: str = "auto",
+    quantize: Quantization = "none",
     trust_remote_code: bool = False,
 ) -> BaseModel:
     """Load, freeze and describe a base model that classifies sequences, or with None labels a causal language model.
@@ -137,10 +142,13 @@ def load_base(
     text_config = config.get_text_config()
     text_config.use_cache = False
     text_config.pad_token_id = tokenizer.pad_token_id
-    with explained(name, located, "weights"), _quiet(progress=not local):
-        model, loading = (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(
+
+    def loaded(**options: Any) -> tuple[PreTrainedModel, frozenset[str]]:
+        """The model, and the modules that its checkpoint lacks."""
+        auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        model, loading = auto.from_pretrained(
             located,
-            config=config,
+            config=copy.deepcopy(config),
             dtype=DTYPES[chosen_dtype],
             # The CPU's flash kernel spends a third of a training step in its backward.
             attn_implementation="eager" if chosen_device.type == "cpu" else None,
@@ -148,10 +156,21 @@ def load_base(
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **options,
         )
-        model.to(chosen_device)
-    missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    fresh = frozenset(key.rpartition(".")[0] for key in missing)
+        missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+        return model, frozenset(key.rpartition(".")[0] for key in missing)
+
+    with explained(name, located, "weights"), _quiet(progress=not local):
+        if quantize == "none":
+            model, fresh = loaded()
+            model.to(chosen_device)
+        else:
+            # What is trained in full is not quantised, and a first look tells what that is.
+            shapes, fresh = loaded(device_map="meta")
+            kept = _trained_modules(shapes, fresh)
+            how = quantization_config(quantize, shapes, kept, DTYPES[chosen_dtype])
+            model, _ = loaded(quantization_config=how, device_map={"": chosen_device})
     base = describe_base(
         name=str(name),
         revision=_model_hash(Path(located)) if local else model.config._commit_hash,
@@ -162,6 +181,7 @@ def load_base(
         fresh=fresh,
         causal=causal,
     )
+    base = replace(base, quantize=quantize)
     _check_checkpoint(name, model, fresh, base.trained_modules, causal=causal)
     if not causal:
         return base

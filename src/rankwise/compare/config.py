@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from rankwise.base.quantize import Quantization
 from rankwise.errors import UserError
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
@@ -137,6 +138,11 @@ class ComparisonConfig:
     evaluations: int = _option(4, whole_number(1), "How often validation is scored.")
     dtype: Literal["auto", "float32", "bfloat16"] = _option(
         "auto", one_of("auto", "float32", "bfloat16"), "Base model's dtype: `auto`, `float32` or `bfloat16`."
+    )
+    quantize: Quantization = _option(
+        "none",
+        one_of("none", "nf4", "nf4-double"),
+        "How the base model's linear layers are stored: as they are, or in 4 bits (QLoRA; `rankwise[quant]`).",
     )
     device: str = _option("auto", parse_text, "`auto`, `cpu`, `cuda:N` or `mps`.")
     pack_size: int | None = _option(

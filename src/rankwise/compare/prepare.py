@@ -119,6 +119,7 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         num_labels=None if task.is_instruction else len(task.labels),
         dtype=config.dtype,
         device=config.device,
+        quantize=config.quantize,
         trust_remote_code=config.trust_remote_code,
     )
     if base.device.type == "cpu":

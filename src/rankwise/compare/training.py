@@ -80,7 +80,7 @@ def pack_size(prepared: Prepared, costs: dict[int, StepCost]) -> int:
 
 def _simulated_bytes(prepared: Prepared) -> list[int]:
     """What one more trial of the largest rank takes at the longest batch; nothing where it cannot be simulated."""
-    if not prepared.packable:
+    if not prepared.packable or prepared.base.quantize != "none":
         return []
     trials = [prepared.config.trial(max(prepared.config.ranks), 1e-3, seed) for seed in (0, 1)]
     length = int(prepared.task.train.input_ids.lengths.max())

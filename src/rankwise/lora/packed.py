@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rankwise.base.quantize import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ class _PackedLoraFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_out d_in"],
+        weight: Callable[[], Float[Tensor, "d_out d_in"]],
         bias: Float[Tensor, " d_out"] | None,
         groups: Sequence[RankGroup],
         *factors: Float32[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
         trials = groups[-1].stop
-        y = functional.linear(x, weight, bias)
+        y = functional.linear(x, weight(), bias)
         x_by_trial, y_by_trial = x.view(trials, -1, x.shape[-1]), y.view(trials, -1, y.shape[-1])
         hidden = []
         for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
@@ -78,18 +80,20 @@ class _PackedLoraFunction(torch.autograd.Function):
             y_by_trial[part].baddbmm_(h, b.to(x.dtype).transpose(1, 2))
             hidden.append(h)
         ctx.groups = groups
-        ctx.save_for_backward(x, weight, *hidden, *factors)
+        # A weight of 4 bits is unpacked again: kept for the backward pass, all would be in memory at once.
+        ctx.weight = weight
+        ctx.save_for_backward(x, *hidden, *factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = grads
         groups: Sequence[RankGroup] = ctx.groups
-        x, weight, *rest = ctx.saved_tensors
+        x, *rest = ctx.saved_tensors
         hidden, factors = rest[: len(groups)], rest[len(groups) :]
         trials = groups[-1].stop
         grad_y = grad_y.contiguous()
-        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+        grad_x = grad_y @ ctx.weight() if ctx.needs_input_grad[0] else None
         x_by_trial, dy_by_trial = x.view(trials, -1, x.shape[-1]), grad_y.view(trials, -1, grad_y.shape[-1])
         grad_factors: list[Tensor] = []
         for group, h, a, b in zip(groups, hidden, factors[::2], factors[1::2], strict=True):
@@ -115,10 +119,9 @@ class PackedLora(nn.Module):
         self.factors = nn.ParameterList(factors)
         self._transposed = not isinstance(base, nn.Linear)
 
-    @property
     def weight(self) -> Float[Tensor, "d_out d_in"]:
-        """The frozen weight, as nn.Linear stores it."""
-        weight = cast(Tensor, self.base.weight)
+        """The frozen weight, as nn.Linear stores it; of 4 bits a new tensor."""
+        weight = frozen_weight(self.base)
         return weight.t() if self._transposed else weight
 
     @property

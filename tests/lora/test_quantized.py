@@ -1,0 +1,171 @@
+"""Packs over a base model in 4 bits against PEFT's own LoRA layers over bitsandbytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from rankwise.base import quantize
+from rankwise.base.load import BaseModel, load_base
+from rankwise.base.quantize import Quantization, frozen_weight
+from rankwise.base.shapes import match_targets
+from rankwise.errors import UserError
+from rankwise.lora.attach import attached, initial_state
+from rankwise.lora.peft_io import write_adapter
+from rankwise.records import Trial
+from rankwise.tasks.task import Batch, collate
+from rankwise.train.likelihood import likelihood
+from rankwise.train.loop import run_pack
+from rankwise.train.settings import TrainingSettings
+from tests.lora.packs import random_state, targets_of
+from tests.models import load_peft_model, peft_model, save_model
+from tests.train.tasks import token_task
+from tests.train.test_language_models import TASK, labels_of
+
+pytest.importorskip("bitsandbytes")
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+TRIAL = Trial(4, 8.0, False, 5e-3, 3)
+# bitsandbytes multiplies in bfloat16 on some CPUs, where it need not keep anything for a backward pass.
+CLOSE = 0.005
+
+
+def saved(directory: Path, architecture: str) -> Path:
+    build = {} if architecture == "bert" else {"build": AutoModelForCausalLM.from_config, "head_dim": 16}
+    return save_model(directory, architecture, **WIDE, **build)
+
+
+def loaded(directory: Path, how: Quantization = "nf4") -> BaseModel:
+    labels = 2 if directory.name == "bert" else None
+    return load_base(directory, num_labels=labels, dtype="float32", device="cpu", quantize=how)
+
+
+def reference(base: BaseModel) -> torch.nn.Module:
+    """The same base as a user of PEFT loads it."""
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=base.quantize == "nf4-double",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["lm_head"] if base.causal else ["classifier"],
+    )
+    options = {"quantization_config": how, "dtype": torch.float32, "device_map": {"": "cpu"}}
+    if base.causal:
+        return AutoModelForCausalLM.from_pretrained(base.name, attn_implementation="eager", **options)
+    model = AutoModelForSequenceClassification.from_pretrained(base.name, attn_implementation="eager", **options)
+    model.config.pad_token_id = 0
+    return model
+
+
+def loss_of(base: BaseModel, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    if base.causal:
+        return model(**batch.inputs, labels=labels_of(batch)).loss
+    return functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
+
+
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return loaded(saved(tmp_path_factory.mktemp("model") / request.param, request.param))
+
+
+def test_linear_layers_are_in_4_bits_and_what_is_trained_or_tied_is_not(base: BaseModel) -> None:
+    kinds = {name: type(module).__name__ for name, module in base.model.named_modules()}
+    assert all(kinds[target.name] == "Linear4bit" for target in targets_of(base))
+    assert {kinds[name] for name in base.trained_modules} <= {"Linear"}
+    if base.causal:
+        assert kinds["lm_head"] == "Linear"
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_a_trial_is_trained_as_peft_trains_it(base: BaseModel) -> None:
+    task = TASK if base.causal else token_task()
+    targets, settings = targets_of(base), TrainingSettings(steps=15, batch_size=8, warmup_ratio=0.0)
+    together = run_pack(base, task, [TRIAL, Trial(8, 8.0, False, 1e-3, 3)], targets, settings)
+    names = [target.name for target in targets]
+    model = peft_model(
+        reference(base),  # type: ignore[arg-type]
+        task_type="CAUSAL_LM" if base.causal else "SEQ_CLS",
+        r=TRIAL.rank,
+        lora_alpha=TRIAL.alpha,
+        target_modules=names,
+    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name, value in initial_state(base, TRIAL, targets).items():
+        inside, _, kind = name.rpartition(".")
+        own = f"{inside}.default.{kind}" if "lora_" in name else f"{inside}.modules_to_save.default.{kind}"
+        model.get_parameter(f"base_model.model.{own}").data.copy_(value)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=TRIAL.learning_rate, weight_decay=0.0)
+    from rankwise.tasks.task import training_rows
+
+    losses = []
+    rows = training_rows(task.train.input_ids.lengths, 8, TRIAL.seed)
+    for number in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = TRIAL.learning_rate * settings.rate_factor(number)
+        loss = loss_of(base, model, collate(task.train, next(rows), pad_token_id=0))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert together[0].result.train_nll == pytest.approx(losses, rel=CLOSE)
+    assert abs(losses[-1] - losses[0]) > 10 * CLOSE * losses[0]
+
+
+def test_peft_loads_the_adapter_over_a_base_in_4_bits(base: BaseModel, tmp_path: Path) -> None:
+    task = TASK if base.causal else token_task()
+    targets = targets_of(base)
+    state = random_state(base, TRIAL, targets)
+    write_adapter(tmp_path / "adapter", base, TRIAL, state, targets)
+    batch = collate(task.train, np.arange(6), pad_token_id=0)
+    with attached(base, [TRIAL], targets) as pack, torch.no_grad():
+        pack.load(0, state)
+        ours = likelihood(base, 1, batch).nll.sum() / batch.outcomes
+    adapted = load_peft_model(reference(base), tmp_path / "adapter").eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        theirs = loss_of(base, adapted, batch)
+    assert ours.item() == pytest.approx(theirs.item(), rel=CLOSE)
+
+
+def test_a_weight_is_unpacked_anew_and_not_kept(base: BaseModel) -> None:
+    """Of a forward pass nothing of the size of a weight is kept for the backward pass."""
+    task, targets = TASK if base.causal else token_task(), targets_of(base)
+    sizes: list[int] = []
+
+    def pack_hook(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    largest = max(target.weights for target in targets)
+    batch = collate(task.train, np.arange(1), pad_token_id=0)
+    with (
+        attached(base, [Trial(1, 1.0, False, 1e-3, 0)], targets),
+        torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor),
+    ):
+        likelihood(base, 1, batch)
+    assert 0 < max(sizes) < largest
+
+
+@pytest.mark.parametrize("how", ["nf4", "nf4-double"])
+def test_a_weight_is_near_the_one_that_was_quantised(how: Quantization, tmp_path: Path) -> None:
+    directory = saved(tmp_path / "llama", "llama")
+    plain, packed = loaded(directory, "none"), loaded(directory, how)
+    name = match_targets(plain.model, "all-linear")[0].name
+    before, after = (frozen_weight(one.model.get_submodule(name)) for one in (plain, packed))
+    assert after.shape == before.shape
+    assert 0 < (before - after).abs().mean() < 0.15 * before.abs().mean()
+    assert packed.bytes < plain.bytes
+
+
+def test_without_bitsandbytes_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^quantize nf4 needs bitsandbytes: run pip install 'rankwise\[quant\]'"):
+        loaded(saved(tmp_path / "llama", "llama"))
