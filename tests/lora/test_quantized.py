@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rankwise.base import quantize
 from rankwise.base.load import BaseModel, load_base
-from rankwise.base.quantize import Quantization, frozen_weight
+from rankwise.base.quantize import Quantization, frozen_weight, stored_bytes
 from rankwise.base.shapes import match_targets
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached, initial_state
@@ -162,6 +163,11 @@ def test_a_weight_is_near_the_one_that_was_quantised(how: Quantization, tmp_path
     before, after = (frozen_weight(one.model.get_submodule(name)) for one in (plain, packed))
     assert after.shape == before.shape
     assert 0 < (before - after).abs().mean() < 0.15 * before.abs().mean()
+    # 4 bits a weight, a scale for 64 of them (in 8 bits, and one in 32 for 256 of those), and the codes' tables.
+    blocks = before.numel() // 64
+    scales = 4 * blocks if how == "nf4" else blocks + 4 * math.ceil(blocks / 256)
+    tables = 4 * 16 if how == "nf4" else 4 * (16 + 256 + 1)
+    assert stored_bytes(packed.model.get_submodule(name).weight) == before.numel() // 2 + scales + tables
     assert packed.bytes < plain.bytes
 
 

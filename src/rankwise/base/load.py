@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rankwise.base.quantize import Quantization, quantization_config
+from rankwise.base.quantize import Quantization, quantization_config, stored_bytes
 from rankwise.base.shapes import head_modules, model_positions, require_causal, require_classifier, within
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
@@ -65,7 +65,7 @@ class BaseModel:
     @property
     def bytes(self) -> int:
         """Storage of the weights as loaded."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        return sum(map(stored_bytes, self.model.parameters()))
 
 
 def pick_device(choice: str) -> torch.device:

@@ -50,3 +50,14 @@ def frozen_weight(layer: nn.Module) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return cast("Tensor", cast(Any, dequantize_4bit)(weight.data, state))
+
+
+def stored_bytes(parameter: Tensor) -> int:
+    """What a parameter takes in memory, with the scales that belong to 4 bits."""
+    state: Any = getattr(parameter, "quant_state", None)
+    tensors = [parameter]
+    if state is not None:
+        tensors += [state.absmax, state.code]
+        if state.state2 is not None:
+            tensors += [state.offset, state.state2.absmax, state.state2.code]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
