@@ -71,6 +71,7 @@ def test_every_rank_gains_over_the_model_as_it_is(finished: RankComparison) -> N
     assert all(row.nll < finished.baseline.nll for row in finished.experiments)
     assert {(row.macro_f1, row.mcc) for row in finished.experiments} == {(None, None)}
     assert any("tokens, of which" in note for note in finished.notes)
+    assert sum(note.startswith("a hint, no finding: ") for note in finished.notes) == 1
 
 
 def test_the_document_is_json(finished: RankComparison) -> None:

@@ -18,7 +18,7 @@ from rankwise.compare.plan import MOST_TRIALS
 from rankwise.compare.schedule import most_rates
 from rankwise.errors import UserError
 from rankwise.lora.packable import packable
-from rankwise.memory.formula import check_ranks
+from rankwise.memory.formula import capacity_floor, check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
@@ -46,7 +46,18 @@ class Prepared:
     def notes(self) -> tuple[str, ...]:
         alone = f"{self.config.model} shares products among a batch: its trials are trained one by one"
         warnings = check_ranks(self.config.ranks, self.targets)
-        return (*self.task.notes, *warnings, *(() if self.packable else (alone,)))
+        return (*self.task.notes, *self._hints, *warnings, *(() if self.packable else (alone,)))
+
+    @property
+    def _hints(self) -> list[str]:
+        learned = self.task.train.learned
+        if learned is None:
+            return []
+        tokens = int(learned.flat.sum())
+        return [
+            f"a hint, no finding: {tokens:,} learned tokens are about as many bits, which adapters of "
+            f"r={capacity_floor(tokens, self.targets)} could hold; this rule has said 15 to 21 where 64 to 256 were needed"
+        ]
 
     def as_grid(self, ranks: Sequence[int]) -> Prepared:
         """The same as a grid of these ranks."""

@@ -141,6 +141,17 @@ def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) 
             yield replace(layer, rank_factor=_rank_of(layer, 1, config.rank_pattern))
 
 
+def capacity_floor(learned_tokens: int, adapted: Sequence[LinearLayer]) -> int:
+    """The smallest rank whose adapter could hold what a training set may have to tell: a rule of thumb, and a poor one.
+
+    One bit a learned token, two bits a parameter. Source: Schulman et al. 2025, "LoRA Without Regret".
+
+    >>> capacity_floor(1_000_000, [LinearLayer("q_proj", 3072, 3072)])
+    82
+    """
+    return max(1, math.ceil(learned_tokens / (2 * sum(layer.lora_params(1) for layer in adapted))))
+
+
 def adapter_file_bytes(
     model: nn.Module, adapted: Sequence[LinearLayer], heads: Sequence[str], rank: int, settings: StepSettings
 ) -> int:
