@@ -56,7 +56,7 @@ class Prepared:
         tokens = int(learned.flat.sum())
         return [
             f"a hint, no finding: {tokens:,} learned tokens are about as many bits, which adapters of "
-            f"r={capacity_floor(tokens, self.targets)} could hold; this rule has said 15 to 21 where 64 to 256 were needed"
+            f"r={capacity_floor(tokens, self.targets)} could hold; this has said 15 to 21 where 64 to 256 were needed"
         ]
 
     def as_grid(self, ranks: Sequence[int]) -> Prepared:
