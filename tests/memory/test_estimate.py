@@ -110,7 +110,8 @@ def test_one_rank_and_two_batches_are_followed_and_tell_of_the_rest(monkeypatch:
 
     monkeypatch.setattr(Subject, "_followed", counted)
     settings = step_settings(batch_size=4, quantize="nf4")
-    estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=10**9)
+    room = CUDA_CONTEXT_BYTES + 30 * 2**20
+    estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=room)
     assert all(row.cost.largest_batch for row in estimated.ranks)
     # Full fine-tuning, LoRA, and LoRA of the quantised model.
     assert sorted(followed) == [(False, 4), (False, 4), (False, 5), (False, 5), (True, 4), (True, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -150,23 +151,25 @@ def _cost(subject: Subject, rank: int | None, settings: StepSettings, gpu_bytes:
 def largest_batch(peak: Callable[[int], int], room: int, start: int) -> int:
     """The largest batch size whose `peak` is at most `room` bytes; 0 where that of 1 is more.
 
-    The peak grows with the batch, and from 2 on nearly in a straight line, which is followed from `start`; every third
-    time the middle is asked for, because a small model's peak may bend.
+    The peak grows with the batch, and from 2 on nearly in a straight line. Each guess is on the line through the two
+    before it, beginning at `start`; every third is the middle, because a small model's peak may bend.
 
     >>> largest_batch(lambda batch: 100 + 30 * batch, room=1000, start=4)
     30
     """
     fits, too_large = 0, _MOST_ROWS + 1
-    batch = max(2, start)
-    slope = max(1, peak(batch + 1) - peak(batch))
+    batch = before = max(2, start)
+    value_before = peak(before)
     for middle in cycle((False, False, True)):
-        left = room - peak(batch)
-        if left >= 0:
+        value = peak(batch)
+        if value <= room:
             fits = batch
         else:
             too_large = batch
         if too_large - fits == 1:
             break
-        guess = (fits + too_large) // 2 if middle else batch + left // slope
+        slope = (value - value_before) / (batch - before) if batch != before else peak(batch + 1) - value
+        guess = (fits + too_large) // 2 if middle else batch + math.floor((room - value) / max(1, slope))
+        before, value_before = batch, value
         batch = min(max(guess, fits + 1), too_large - 1)
     return fits
