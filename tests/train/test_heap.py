@@ -40,6 +40,14 @@ def test_a_block_that_is_freed_is_not_mapped_anew() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
+    asked: list[str] = []
+
+    class Other:
+        def __getattr__(self, name: str) -> object:
+            asked.append(name)
+            raise AttributeError(name)
+
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: Other())
     heap.keep_freed_memory()
     heap.give_back_freed_memory()
+    assert asked == ["mallopt", "malloc_trim"]

@@ -43,9 +43,9 @@ class BaseModel:
 
     `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
     did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains;
-    `trained_shapes` are their parameters by name. `dtype` is what is computed in, and what weights are that `quantize`
-    leaves as they are. A language model (`causal`) has none; `plain_head` says that its
-    logits are its output layer's product and nothing more.
+    `trained_shapes` are their parameters by name. A language model (`causal`) has none; `plain_head` says that its
+    logits are its output layer's product and nothing more. `dtype` is what is computed in, and that of all weights
+    that `quantize` leaves as they are.
     `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
     """
 

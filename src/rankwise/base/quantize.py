@@ -1,4 +1,4 @@
-"""Weights in 4 bits, by bitsandbytes: how a model is loaded so, and its weights as they are multiplied with.
+"""Weights in few bits, by bitsandbytes: how a model is loaded so, and its weights as they are multiplied with.
 
 Source: Dettmers et al. 2023, arXiv 2305.14314.
 """
@@ -19,24 +19,32 @@ if TYPE_CHECKING:
 Quantization: TypeAlias = Literal["none", "nf4", "nf4-double"]
 
 
+def can_quantize() -> bool:
+    """Whether bitsandbytes is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def quantization_config(
-    how: Quantization, model: PreTrainedModel, kept: Sequence[str], dtype: torch.dtype
+    how: Literal[Quantization, "int8"], model: PreTrainedModel, kept: Sequence[str], dtype: torch.dtype
 ) -> BitsAndBytesConfig:
     """What `from_pretrained` is given for a model like this one, which may be without storage.
 
     The linear layers in `kept` stay as they are, and so do those that transformers keeps: a list of one's own
     would replace its. Raises `UserError` where bitsandbytes is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not can_quantize():
         raise UserError(f"quantize {how} needs bitsandbytes: run pip install 'rankwise[quant]'")
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
     return BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_4bit=how != "int8",
+        load_in_8bit=how == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=how == "nf4-double",
         bnb_4bit_compute_dtype=dtype,
+        # Which columns are outliers depends on the activations: none here.
+        llm_int8_threshold=0.0,
         llm_int8_skip_modules=[*get_keys_to_not_convert(model), *kept],
     )
 

@@ -7,7 +7,6 @@ fake tensors or on a real device.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rankwise.base.quantize import quantization_config
 from rankwise.base.shapes import head_modules, is_causal, match_targets
 from rankwise.errors import UserError
 from rankwise.memory.settings import Quantization, StepSettings
@@ -58,8 +58,7 @@ def adapt(model: PreTrainedModel, rank: int, targets: str | Sequence[str], setti
     if not causal:
         # PEFT's all-linear would take DistilBERT's pre_classifier, which it trains in full as well.
         targets = [layer.name for layer in match_targets(model, targets, trained=head_modules(model))]
-    if settings.quantize != "none":
-        _quantize(model, settings.quantize)
+    _quantize(model, settings.quantize)
     lora = LoraConfig(
         r=rank,
         target_modules=targets if isinstance(targets, str) else list(targets),
@@ -100,38 +99,21 @@ def give_storage(model: nn.Module, device: torch.device) -> None:
                 tensors[name] = _quantized_weight(module, quantization, device) if packed else stored(tensor)
 
 
-def can_quantize() -> bool:
-    """Whether bitsandbytes is installed."""
-    return importlib.util.find_spec("bitsandbytes") is not None
-
-
 def _quantize(model: PreTrainedModel, how: Quantization) -> None:
-    if not can_quantize():
-        raise UserError(f"quantize {how} needs bitsandbytes: run pip install 'rankwise[quant]'")
-    from transformers import BitsAndBytesConfig
+    if how == "none":
+        return
+    kept = () if is_causal(model.config) else head_modules(model)
+    config = quantization_config(how, model, kept, model.dtype)
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
 
-    dtype = model.dtype
-    four_bits = how != "int8"
-    config = BitsAndBytesConfig(
-        load_in_4bit=four_bits,
-        load_in_8bit=not four_bits,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=how == "nf4-double",
-        bnb_4bit_compute_dtype=dtype,
-        # Which columns are outliers depends on the activations: none here.
-        llm_int8_threshold=0.0,
-    )
-    kept = [*get_keys_to_not_convert(model), *(() if is_causal(model.config) else head_modules(model))]
-    replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=config)
+    replace_with_bnb_linear(model, modules_to_not_convert=config.llm_int8_skip_modules, quantization_config=config)
     for module in model.modules():
         if hasattr(module, "source_cls"):
             setattr(module, _QUANTIZATION, how)
             if module.bias is not None:
-                module.bias.data = cast(Tensor, module.bias).data.to(dtype)
+                module.bias.data = cast(Tensor, module.bias).data.to(model.dtype)
     holder = cast(Any, model)
-    holder.is_loaded_in_4bit, holder.is_loaded_in_8bit = four_bits, not four_bits
+    holder.is_loaded_in_4bit, holder.is_loaded_in_8bit = config.load_in_4bit, config.load_in_8bit
 
 
 def _quantized_weight(module: nn.Module, how: Quantization, device: torch.device) -> nn.Parameter:

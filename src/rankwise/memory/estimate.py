@@ -10,8 +10,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rankwise.base.quantize import can_quantize
 from rankwise.errors import UserError
-from rankwise.memory.build import can_quantize
 from rankwise.memory.calibrate import calibration
 from rankwise.memory.formula import adapter_file_bytes, check_ranks
 from rankwise.memory.settings import Method, StepSettings
