@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
-from rankwise.tasks.source import read_rows, read_splits
+from rankwise.tasks.source import Rows, Source, SplitName, read_splits
 
 # What the usual loaders turn into missing values, numbers, booleans or dates, and what breaks parsers.
 TRAPS = [
@@ -56,6 +56,13 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], Path]] = {
     "json-lines": write_jsonl,
     "parquet": write_parquet,
 }
+
+
+def read_rows(source: Source, columns: list[str], *, split: SplitName) -> Rows:
+    """One split's rows; beside a test split a train split is needed."""
+    if split == "train":
+        return read_splits(source, None, None, columns)["train"]
+    return read_splits(pd.DataFrame({column: ["x"] for column in columns}), None, source, columns)[split]
 
 
 @pytest.fixture(autouse=True)

@@ -39,23 +39,17 @@ class Rows:
     class_names: dict[str, tuple[str, ...]]
 
 
-def read_rows(source: Source, columns: Sequence[str], *, split: SplitName) -> Rows:
-    """Read the named columns of one source as text.
-
-    `split` is the part that is taken of a data set with several, and what messages call data without a
-    name. Raises `UserError` (one line: file, column, line) for whatever cannot be used as it is.
-
-    >>> import pandas as pd
-    >>> read_rows(pd.DataFrame({"text": ["NA", 12, True]}), ["text"], split="train").columns
-    {'text': ['NA', '12', 'true']}
-    """
-    return _checked(_table(source, [Shape(tuple(columns))], split))
-
-
 def read_splits(
     train: Source, validation: Source | None, test: Source | None, columns: Sequence[str]
 ) -> dict[SplitName, Rows]:
-    """Read the named columns of what there is of the three splits as text, as `read_rows` does."""
+    """Read the named columns of what there is of the three splits as text.
+
+    Raises `UserError` (one line: file, column, line) for whatever cannot be used as it is.
+
+    >>> import pandas as pd
+    >>> read_splits(pd.DataFrame({"text": ["NA", 12, True]}), None, None, ["text"])["train"].columns
+    {'text': ['NA', '12', 'true']}
+    """
     tables = read_tables(train, validation, test, [Shape(tuple(columns))])
     return {split: _checked(table) for split, table in tables.items()}
 
