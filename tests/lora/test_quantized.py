@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from rankwise.train.loop import run_pack
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import random_state, targets_of
 from tests.models import load_peft_model, peft_model, save_model
+from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
 from tests.train.test_language_models import TASK, labels_of
 
@@ -95,28 +97,8 @@ def test_a_trial_is_trained_as_peft_trains_it(base: BaseModel) -> None:
         lora_alpha=TRIAL.alpha,
         target_modules=names,
     )
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name, value in initial_state(base, TRIAL, targets).items():
-        inside, _, kind = name.rpartition(".")
-        own = f"{inside}.default.{kind}" if "lora_" in name else f"{inside}.modules_to_save.default.{kind}"
-        model.get_parameter(f"base_model.model.{own}").data.copy_(value)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=TRIAL.learning_rate, weight_decay=0.0)
-    from rankwise.tasks.task import training_rows
-
-    losses = []
-    rows = training_rows(task.train.input_ids.lengths, 8, TRIAL.seed)
-    for number in range(settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = TRIAL.learning_rate * settings.rate_factor(number)
-        loss = loss_of(base, model, collate(task.train, next(rows), pad_token_id=0))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    start = initial_state(base, TRIAL, targets)
+    losses = plain_peft_loop(model, start, task, TRIAL, settings, partial(loss_of, base))
     assert together[0].result.train_nll == pytest.approx(losses, rel=CLOSE)
     assert abs(losses[-1] - losses[0]) > 10 * CLOSE * losses[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,7 @@ from rankwise.train.loop import run_pack, score
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import random_state
 from tests.models import LANGUAGE_MODELS, VOCABULARY, load_peft_model, peft_model, save_model
+from tests.train.peft_loop import plain_peft_loop
 
 RANKS = (1, 4, 16)
 
@@ -82,40 +82,18 @@ def labels_of(batch: Batch) -> Tensor:
     return labels
 
 
-def plain_peft_loop(
-    base: BaseModel, targets: tuple[LinearLayer, ...], one: Trial, settings: TrainingSettings
-) -> list[float]:
-    """What a user would write, with transformers' own loss."""
+def loss_with_labels(model: peft.PeftModel, batch: Batch) -> Tensor:
+    """transformers' own loss."""
+    loss: Tensor = model(**batch.inputs, labels=labels_of(batch)).loss
+    return loss
+
+
+def by_peft(base: BaseModel, targets: tuple[LinearLayer, ...], one: Trial, settings: TrainingSettings) -> list[float]:
     model = transformers.AutoModelForCausalLM.from_pretrained(base.name, attn_implementation="eager")
-    adapted = peft_model(
-        model,
-        task_type="CAUSAL_LM",
-        r=one.rank,
-        lora_alpha=one.alpha,
-        target_modules=[target.name for target in targets],
-    )
-    for module in adapted.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name, value in initial_state(base, one, targets).items():
-        inside, _, kind = name.rpartition(".")
-        adapted.get_parameter(f"base_model.model.{inside}.default.{kind}").data.copy_(value)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=one.learning_rate, weight_decay=0.0)
-    warmup = math.ceil(settings.steps * settings.warmup_ratio)
-    schedule = transformers.get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
-    losses = []
-    rows = training_rows(TASK.train.input_ids.lengths, settings.batch_size, one.seed)
-    for batch_rows in islice(rows, settings.steps):
-        batch = collate(TASK.train, batch_rows, pad_token_id=0)
-        loss = adapted(**batch.inputs, labels=labels_of(batch)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    names = [target.name for target in targets]
+    adapted = peft_model(model, task_type="CAUSAL_LM", r=one.rank, lora_alpha=one.alpha, target_modules=names)
+    start = initial_state(base, one, targets)
+    return plain_peft_loop(adapted, start, TASK, one, settings, loss_with_labels)
 
 
 def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(
@@ -124,9 +102,9 @@ def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(
     settings = TrainingSettings(steps=20, batch_size=8)
     together = run_pack(base, TASK, [trial(rank) for rank in RANKS], targets, settings)
     for one in together:
-        by_peft = plain_peft_loop(base, targets, one.result.trial, settings)
-        assert one.result.train_nll == pytest.approx(by_peft, rel=1e-4)
-        assert abs(by_peft[-1] - by_peft[0]) > 1e-2
+        expected = by_peft(base, targets, one.result.trial, settings)
+        assert one.result.train_nll == pytest.approx(expected, rel=1e-4)
+        assert abs(expected[-1] - expected[0]) > 1e-2
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,12 @@ from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.errors import RunError
 from rankwise.lora.attach import attached, initial_state
 from rankwise.records import Evaluation, Trial
-from rankwise.tasks.task import Task, collate, training_rows
+from rankwise.tasks.task import Batch, Task
 from rankwise.train.checkpoint import PackProgress, split_checkpoint
 from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, _trained, run_pack, score, train_step
 from rankwise.train.settings import TrainingSettings
-from tests.models import save_model
+from tests.models import peft_model, save_model
+from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
 
 RANKS = (1, 4, 8, 64)
@@ -61,42 +61,22 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return Setup(tmp_path_factory.mktemp("model") / "bert", "bert")
 
 
-def plain_peft_loop(setup: Setup, trial: Trial, settings: TrainingSettings) -> list[float]:
-    """What a user would write: PEFT's own layers, AdamW, a schedule from transformers, one trial."""
+def by_peft(setup: Setup, one: Trial, settings: TrainingSettings) -> list[float]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(setup.directory, num_labels=2)
     model.config.pad_token_id = 0
-    lora = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=trial.rank,
-        lora_alpha=trial.alpha,
-        use_rslora=trial.use_rslora,
+    adapted = peft_model(
+        model,
+        r=one.rank,
+        lora_alpha=one.alpha,
+        use_rslora=one.use_rslora,
         target_modules=[target.name for target in setup.targets],
-        fan_in_fan_out=model.config.model_type == "gpt2",
     )
-    model = peft.get_peft_model(model, lora)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name, value in initial_state(setup.base, trial, setup.targets).items():
-        inside, _, kind = name.rpartition(".")
-        own = f"{inside}.default.{kind}" if "lora_" in name else f"{inside}.modules_to_save.default.{kind}"
-        model.get_parameter(f"base_model.model.{own}").data.copy_(value)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=trial.learning_rate, weight_decay=0.0)
-    warmup = math.ceil(settings.steps * settings.warmup_ratio)
-    schedule = transformers.get_scheduler(settings.schedule, optimizer, warmup, settings.steps)
-    losses = []
-    rows = training_rows(setup.task.train.input_ids.lengths, settings.batch_size, trial.seed)
-    for batch_rows in islice(rows, settings.steps):
-        batch = collate(setup.task.train, batch_rows, pad_token_id=0)
-        loss = functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    start = initial_state(setup.base, one, setup.targets)
+
+    def loss(model: peft.PeftModel, batch: Batch) -> torch.Tensor:
+        return functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
+
+    return plain_peft_loop(adapted, start, setup.task, one, settings, loss)
 
 
 def test_a_trial_alone_in_a_mixed_pack_and_trained_by_peft_has_one_loss_curve(setup: Setup) -> None:
@@ -104,11 +84,11 @@ def test_a_trial_alone_in_a_mixed_pack_and_trained_by_peft_has_one_loss_curve(se
     together = setup.run([trial(rank) for rank in RANKS], settings)
     for rank in RANKS:
         alone = setup.run([trial(rank)], settings)[trial(rank)].result.train_nll
-        by_peft = plain_peft_loop(setup, trial(rank), settings)
-        assert alone == pytest.approx(by_peft, rel=1e-4)
-        assert together[trial(rank)].result.train_nll == pytest.approx(by_peft, rel=1e-4)
+        expected = by_peft(setup, trial(rank), settings)
+        assert alone == pytest.approx(expected, rel=1e-4)
+        assert together[trial(rank)].result.train_nll == pytest.approx(expected, rel=1e-4)
         # The curve must have something to agree on.
-        assert abs(by_peft[-1] - by_peft[0]) > 1e-2
+        assert abs(expected[-1] - expected[0]) > 1e-2
 
 
 def test_a_diverged_trial_leaves_the_others_bit_for_bit_alone(setup: Setup) -> None:
