@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.load import BaseModel, load_base, load_tokenizer, position_limit
 from rankwise.base.shapes import LinearLayer, match_targets
@@ -84,46 +85,7 @@ class Prepared:
 def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
     tell("reading data")
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    if config.task == "docmatch":
-        task = load_docmatch(
-            tokenizer,
-            config.max_length,
-            train_examples=config.max_train_examples,
-            validation_examples=config.max_validation_examples,
-            test_examples=config.max_test_examples,
-        )
-    elif config.task == "instruction":
-        assert config.train is not None
-        task = load_instruction(
-            train=config.train,
-            validation=config.validation,
-            test=config.test,
-            tokenizer=tokenizer,
-            max_length=config.max_length,
-            learn_prompts=config.learn_prompts,
-            exact=config.score == "exact",
-            skip_bad=config.skip_bad,
-            keep_leaked=config.keep_leaked,
-            train_examples=config.max_train_examples,
-            validation_examples=config.max_validation_examples,
-            test_examples=config.max_test_examples,
-        )
-    else:
-        assert config.train is not None
-        task = load_classification(
-            train=config.train,
-            validation=config.validation,
-            test=config.test,
-            text=config.text,
-            text_pair=config.text_pair,
-            label=config.label,
-            tokenizer=tokenizer,
-            max_length=config.max_length,
-            keep_leaked=config.keep_leaked,
-            train_examples=config.max_train_examples,
-            validation_examples=config.max_validation_examples,
-            test_examples=config.max_test_examples,
-        )
+    task = _load_task(config, tokenizer)
     tell("loading the base model")
     base = load_base(
         config.model,
@@ -160,6 +122,47 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
         checkpointing=config.gradient_checkpointing,
     )
     return Prepared(config, base, task, targets, settings, packable(base, targets))
+
+
+def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    if config.task == "docmatch":
+        return load_docmatch(
+            tokenizer,
+            config.max_length,
+            train_examples=config.max_train_examples,
+            validation_examples=config.max_validation_examples,
+            test_examples=config.max_test_examples,
+        )
+    assert config.train is not None
+    if config.task == "instruction":
+        return load_instruction(
+            train=config.train,
+            validation=config.validation,
+            test=config.test,
+            tokenizer=tokenizer,
+            max_length=config.max_length,
+            learn_prompts=config.learn_prompts,
+            exact=config.score == "exact",
+            skip_bad=config.skip_bad,
+            keep_leaked=config.keep_leaked,
+            train_examples=config.max_train_examples,
+            validation_examples=config.max_validation_examples,
+            test_examples=config.max_test_examples,
+        )
+    return load_classification(
+        train=config.train,
+        validation=config.validation,
+        test=config.test,
+        text=config.text,
+        text_pair=config.text_pair,
+        label=config.label,
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        keep_leaked=config.keep_leaked,
+        train_examples=config.max_train_examples,
+        validation_examples=config.max_validation_examples,
+        test_examples=config.max_test_examples,
+    )
 
 
 def _check_tokens(base: BaseModel, task: Task) -> None:
