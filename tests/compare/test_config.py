@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
@@ -112,8 +113,15 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
             {"ranks": "8", "strategy": "escalate"},
             "ranks: strategy escalate starts with a rank and its double, such as 8,16, not with 8",
         ),
-        ({"train": None}, "no training data: give --train FILE, or --task docmatch for the built-in task"),
-        ({"task": "docmatch"}, "task docmatch brings its own data: leave out train, validation and test"),
+        ({"train": None}, "no training data: give --train FILE, or --task docmatch or docstrings, which are built in"),
+        ({"task": "docmatch"}, "train: task docmatch brings its own data; leave it out"),
+        ({"task": "docstrings", "train": pd.DataFrame()}, "train: task docstrings brings its own data; leave it out"),
+        ({"retain": "other.txt"}, "retain: only language models can be asked what they forget; leave it out"),
+        ({"full_learning_rates": "0"}, "full-learning-rates: '0' is not a number above 0"),
+        (
+            {"full_learning_rates": [1e-4], "quantize": "nf4"},
+            "full-learning-rates: weights in nf4 cannot be trained; leave one out",
+        ),
     ],
 )
 def test_one_line_says_what_is_wrong_with(values: dict[str, Any], line: str) -> None:

@@ -12,8 +12,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import UserError
-from rankwise.tasks import docmatch
-from rankwise.tasks.docmatch import Function, load_docmatch, read_functions
+from rankwise.tasks import library
+from rankwise.tasks.docmatch import load_docmatch
+from rankwise.tasks.library import Function, read_functions
 from rankwise.tasks.task import Split, Task
 
 ReadBack = Callable[[Split], list[tuple[str, ...]]]
@@ -30,7 +31,7 @@ def load(
     tokenizer: PreTrainedTokenizerFast, functions: list[Function], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Task]:
     """`load_docmatch`, the library having been read once."""
-    monkeypatch.setattr(docmatch, "read_functions", lambda root: iter(functions))
+    monkeypatch.setattr(library, "read_functions", lambda root: iter(functions))
     return lambda **caps: load_docmatch(tokenizer, MAX_LENGTH, **caps)
 
 

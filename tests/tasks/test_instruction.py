@@ -14,7 +14,8 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rankwise.errors import UserError
-from rankwise.tasks.instruction import _kept, load_instruction
+from rankwise.tasks.instruction import load_instruction
+from rankwise.tasks.learned import _kept
 from rankwise.tasks.task import Split, Task, collate
 from tests.models import CHAT_TEMPLATE, tiny_tokenizer
 

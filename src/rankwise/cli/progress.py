@@ -10,6 +10,7 @@ from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +21,9 @@ from rankwise.records import Trial
 from rankwise.report.text import DASH, nll_text, seconds_text
 from rankwise.train.loop import StepReport
 
-_LINE_SECONDS = 15.0  # between two plain lines of one pack
+_LINE_SECONDS = 15.0  # between two plain lines of what goes on
+_BAR = 60  # columns of a terminal
+_STARTING, _TRAINING = Stage("starting"), Stage("training")
 
 
 @contextmanager
@@ -42,7 +45,7 @@ class _Board:
     Which trials go on is known at each rung only, so shares and times are those of the way to the next one.
     """
 
-    stage: str = "starting"
+    stage: Stage = _STARTING
     planned: Planned | None = None
     reports: dict[Trial, tuple[int, float, float | None]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -50,9 +53,9 @@ class _Board:
 
     def take(self, event: Stage | Planned | StepReport) -> None:
         if isinstance(event, Stage):
-            self.stage = event.text
+            self.stage = event
         elif isinstance(event, Planned):
-            self.stage, self.planned, self.training_since = "training", event, time.monotonic()
+            self.stage, self.planned, self.training_since = _TRAINING, event, time.monotonic()
             for trial in event.leg.trials:
                 _, train, held_out = self.reports.get(trial, (0, float("nan"), None))
                 self.reports[trial] = event.leg.start, train, held_out
@@ -65,8 +68,9 @@ class _Board:
     def status(self) -> str:
         """One line: the stage, how far, how long."""
         elapsed = f"{seconds_text(round(time.monotonic() - self.started))} so far"
-        if self.planned is None or self.stage != "training":
-            return f"{self.stage} · {elapsed}"
+        if self.planned is None or self.stage != _TRAINING:
+            share = "" if self.stage.share is None else f" · {self.stage.share:.0%}"
+            return f"{self.stage.text}{share} · {elapsed}"
         leg, steps = self.planned.leg, self.planned.steps
         total = (leg.stop - leg.start) * len(leg.trials)
         taken = sum(self.reports[trial][0] - leg.start for trial in leg.trials)
@@ -78,6 +82,8 @@ class _Board:
         return " · ".join(parts)
 
     def __rich__(self) -> RenderableType:
+        if self.stage.share is not None:
+            return Group(ProgressBar(1.0, self.stage.share, width=_BAR), Text(self.status))
         if self.planned is None:
             return Text(self.status)
         table = Table(box=None, pad_edge=False)
@@ -112,6 +118,7 @@ class _PlainLines:
     def __call__(self, event: Stage | Planned | StepReport) -> None:
         self.board.take(event)
         now = time.monotonic()
-        if not isinstance(event, StepReport) or now - self.told > _LINE_SECONDS:
+        goes_on = isinstance(event, StepReport) or (isinstance(event, Stage) and event.share is not None)
+        if not goes_on or now - self.told > _LINE_SECONDS:
             self.told = now
             self.console.print(self.board.status, markup=False, highlight=False, soft_wrap=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.forgetting import NOTHING_RETAINED, Forgotten
 from rankwise.compare.results import Choice, notes_on_training
 from rankwise.decide.guards import macro_f1, matthews, pseudo_values
 from rankwise.decide.interval import crossed_interval
@@ -83,9 +84,11 @@ def answer(
     taken: Mapping[int, Taken],
     holds_for: str,
     stopped: StopReason | None,
+    forgotten: Mapping[int, Forgotten],
 ) -> Answer:
     """Decide on the scores of the chosen trials. `holds_for` says in words what was trained, `stopped` why no more was.
 
+    `forgotten` has an entry for each rank, or none where no texts are retained; it has no part in the decision.
     A rank with a test loss that is not finite has a row and no verdict. Raises `RunError` where no rank is left.
     """
     finite = {rank: of for rank, of in scores.items() if np.isfinite(of.nll).all()}
@@ -96,7 +99,13 @@ def answer(
         raise RunError("test losses are not finite at any rank, or at rank 0: start again with --dtype float32")
     decision = _judge(choice, finite, baseline, data)
     verdicts = {verdict.rank: verdict for verdict in decision.verdicts}
-    rows = [_row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank)) for rank, of in scores.items()]
+    rows = [
+        replace(
+            _row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank)),
+            **forgotten.get(rank, NOTHING_RETAINED),
+        )
+        for rank, of in scores.items()
+    ]
     recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for, stopped)
     return Answer(tuple(rows), recommendation, tuple(notes))
 
@@ -169,7 +178,9 @@ def _recommend(
         guards = _guards(config.metric, decision, chosen.rank, scores, baseline, data)
         why = "; ".join([why, *(_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse)])
     smallest = min(of_rank)
-    unknown = ["other tasks, data and base models", "longer training", "what is forgotten of other tasks: not measured"]
+    retained = of_rank[smallest].retained_nll is not None
+    forgets = "what is forgotten of other texts" + ("" if retained else ": not measured, --retain would")
+    unknown = ["other tasks, data and base models", "longer training", forgets]
     if decision.rank == smallest:
         unknown.insert(0, f"ranks below {smallest}")
     return Recommendation(

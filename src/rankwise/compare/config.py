@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rankwise.base.quantize import Quantization
+from rankwise.base.source import EMBEDDED_LM
 from rankwise.errors import UserError
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
@@ -34,6 +35,7 @@ from rankwise.values import (
 AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
 Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 
+BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
 _STARTS = {"grid": (4, 8, 16, 32), "escalate": (8, 16)}  # ranks where none are given
 
 
@@ -63,12 +65,14 @@ class ComparisonConfig:
     """
 
     model: str = _option(
-        "embedded", parse_text, "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2."
+        "embedded",
+        parse_text,
+        "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2, `embedded-lm` a small Llama made here.",
     )
-    task: Literal["classification", "instruction", "docmatch"] = _option(
+    task: Literal["classification", "instruction", "docmatch", "docstrings"] = _option(
         "classification",
-        one_of("classification", "instruction", "docmatch"),
-        "`classification` or `instruction` tuning on your data, or `docmatch`, built in.",
+        one_of("classification", "instruction", *BUILT_IN),
+        "`classification` or `instruction` tuning on your data; built in: `docmatch` (classes), `docstrings` (text).",
     )
     train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
     validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
@@ -81,6 +85,11 @@ class ComparisonConfig:
         "tokens",
         one_of("tokens", "exact"),
         "Instruction: accuracy is the share of right `tokens`, or of completions that are `exact` in greedy decoding.",
+    )
+    retain: Source | None = _option(
+        None,
+        _source,
+        "Instruction: other texts (.txt or as --train) to score before and after, to see what is forgotten.",
     )
     skip_bad: bool = _option(False, parse_flag, "Instruction: leave out examples that cannot be used.")
     keep_leaked: bool = _option(False, parse_flag, "Keep test examples that also occur in train.")
@@ -116,6 +125,9 @@ class ComparisonConfig:
         "all-linear", parse_targets, "Modules to adapt: `all-linear`, names, or a regular expression."
     )
     learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), parse_rates, "Learning rates tried at every rank.")
+    full_learning_rates: tuple[float, ...] | None = _option(
+        None, parse_rates, "Fine-tune all weights as well, at these learning rates: the upper end of the comparison."
+    )
     seeds: int = _option(3, whole_number(1), "How many seeds each rank and learning rate is trained with.")
     first_seed: int = _option(0, whole_number(0), "The first seed; the others follow it.")
     steps: int | None = _option(None, whole_number(1), "Optimiser steps of each trial.")
@@ -172,21 +184,33 @@ class ComparisonConfig:
     def _check_task(self) -> None:
         if self.max_length is None:
             object.__setattr__(self, "max_length", 512 if self.task == "instruction" else 128)
-        if self.task == "docmatch" and any(source is not None for source in (self.train, self.validation, self.test)):
-            raise UserError("task docmatch brings its own data: leave out train, validation and test")
-        if self.task != "docmatch" and self.train is None:
-            raise UserError("no training data: give --train FILE, or --task docmatch for the built-in task")
+        if self.task in BUILT_IN:
+            for name in ("train", "validation", "test", "retain"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"{name}: task {self.task} brings its own data; leave it out")
+        elif self.train is None:
+            raise UserError(
+                f"no training data: give --train FILE, or --task {' or '.join(BUILT_IN)}, which are built in"
+            )
+        if self.task == "docstrings" and not self._given("model"):
+            object.__setattr__(self, "model", EMBEDDED_LM)
         if self.task != "instruction":
             for name in self._given("learn_prompts", "score", "skip_bad"):
                 raise UserError(f"{name}: only task instruction has it; leave it out")
+            if self.retain is not None and self.task == "classification":
+                raise UserError("retain: only language models can be asked what they forget; leave it out")
         elif not self._given("model"):
-            raise UserError("model: task instruction needs a causal language model; give one with --model")
+            raise UserError(
+                f"model: task instruction needs a causal language model; give one with --model, or {EMBEDDED_LM}"
+            )
         else:
             for name in self._given("text", "text_pair", "label"):
                 raise UserError(
                     f"{name}: task instruction finds its columns by their names "
                     "(messages; prompt and completion; instruction, input and output; text); leave it out"
                 )
+        if self.full_learning_rates is not None and self.quantize != "none":
+            raise UserError(f"full-learning-rates: weights in {self.quantize} cannot be trained; leave one out")
 
     def _given(self, *names: str) -> list[str]:
         """Which of these options are not as they are by default, as they are written."""
@@ -260,7 +284,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
-    for name in ("train", "validation", "test"):
+    for name in ("train", "validation", "test", "retain"):
         value = values.get(name)
         if isinstance(value, str) and (path.parent / value).is_file():
             values[name] = str(path.parent / value)

@@ -5,7 +5,8 @@ journal.jsonl       what happened, in order
 checkpoints/        the pack in progress, and trials that stand at a rung
 trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet: example_id, nll, correct, and predicted (the
                     class) or tokens (how many are learned; nll and correct are their means)
-baseline/           rank 0: scores.parquet
+                    retained.parquet: the same of the retained texts, where there are any
+baseline/           rank 0: scores.parquet, retained.parquet
 adapter/            the adapter of the recommended rank's best trial
 recommendation.json the answer and what it stands on
 experiments.json    what `--json` prints
@@ -33,10 +34,15 @@ from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
 
+SCORES = "scores.parquet"  # of the test examples
+RETAINED = "retained.parquet"  # of the retained texts
+
 _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
-# Which data they are is told by the fingerprints; the next two change no trial's numbers, nor do the last four, which
-# change the answer, and with escalate which ranks are trained.
-_MAY_DIFFER = ("train", "validation", "test", "trust_remote_code", "pack_size", "metric", "keep", "margin", "budget")
+_MAY_DIFFER = (
+    *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
+    *("trust_remote_code", "pack_size", "full_learning_rates"),  # these change no trial's numbers
+    *("metric", "keep", "margin", "budget"),  # nor do these; they change the answer, and how far escalate goes
+)
 
 
 class RunDirectory:
@@ -126,19 +132,22 @@ class RunDirectory:
         write_json(file, description)
 
     def write_result(self, result: TrialResult) -> None:
-        """Learning curve of a trial: train_nll at every step, validation scores where they were taken."""
-        evaluations = {evaluation.step: evaluation for evaluation in result.evaluations}
-        steps = range(1, len(result.train_nll) + 1)
+        self.write_curve(self.trial(result.trial), result.train_nll, result.evaluations)
+
+    def write_curve(self, directory: Path, train_nll: Sequence[float], evaluations: Sequence[Evaluation]) -> None:
+        """A learning curve: train_nll at every step, validation scores where they were taken."""
+        at = {evaluation.step: evaluation for evaluation in evaluations}
+        steps = range(1, len(train_nll) + 1)
         curve = pd.DataFrame(
             {
                 "step": steps,
-                "train_nll": result.train_nll,
-                "validation_nll": [evaluations[step].nll if step in evaluations else None for step in steps],
-                "validation_accuracy": [evaluations[step].accuracy if step in evaluations else None for step in steps],
+                "train_nll": train_nll,
+                "validation_nll": [at[step].nll if step in at else None for step in steps],
+                "validation_accuracy": [at[step].accuracy if step in at else None for step in steps],
             }
         )
-        self.trial(result.trial).mkdir(parents=True, exist_ok=True)
-        write_file(self.trial(result.trial) / "curve.parquet", curve.to_parquet)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(directory / "curve.parquet", curve.to_parquet)
 
     def read_result(self, trial: Trial, status: TrialStatus) -> TrialResult:
         curve = _read_parquet(self.trial(trial) / "curve.parquet")
@@ -151,18 +160,18 @@ class RunDirectory:
             tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
         )
 
-    def write_scores(self, directory: Path, test: Split, scores: Scores) -> None:
-        """Per-example test scores of one trial, or of rank 0."""
+    def write_scores(self, directory: Path, split: Split, scores: Scores, name: str = SCORES) -> None:
+        """Per-example scores of one trial, or of rank 0."""
         directory.mkdir(parents=True, exist_ok=True)
-        columns = {"example_id": test.example_ids, "nll": scores.nll[0], "correct": scores.correct[0]}
+        columns = {"example_id": split.example_ids, "nll": scores.nll[0], "correct": scores.correct[0]}
         if scores.predicted is not None:
             columns |= {"correct": scores.correct[0] == 1, "predicted": scores.predicted[0]}
-        elif test.learned is not None:
-            columns |= {"tokens": np.add.reduceat(test.learned.flat, test.learned.offsets[:-1])}
-        write_file(directory / "scores.parquet", pd.DataFrame(columns).to_parquet)
+        elif split.learned is not None:
+            columns |= {"tokens": np.add.reduceat(split.learned.flat, split.learned.offsets[:-1])}
+        write_file(directory / name, pd.DataFrame(columns).to_parquet)
 
-    def read_scores(self, directory: Path) -> pd.DataFrame:
-        return _read_parquet(directory / "scores.parquet")
+    def read_scores(self, directory: Path, name: str = SCORES) -> pd.DataFrame:
+        return _read_parquet(directory / name)
 
     @property
     def baseline(self) -> Path:

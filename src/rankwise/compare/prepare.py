@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.load import BaseModel, load_base, load_tokenizer, position_limit
 from rankwise.base.shapes import LinearLayer, match_targets
-from rankwise.compare.config import ComparisonConfig
+from rankwise.base.source import EMBEDDED_LM
+from rankwise.compare.config import BUILT_IN, ComparisonConfig
 from rankwise.compare.directory import Description
 from rankwise.compare.plan import MOST_TRIALS
 from rankwise.compare.schedule import most_rates
+from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
 from rankwise.lora.packable import packable
 from rankwise.memory.formula import capacity_floor, check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
+from rankwise.tasks.docstrings import load_docstrings
 from rankwise.tasks.instruction import load_instruction
+from rankwise.tasks.retained import load_retained
 from rankwise.tasks.task import Split, Task
 from rankwise.train.baseline import head_chain
 from rankwise.train.heap import keep_freed_memory
@@ -82,13 +87,20 @@ class Prepared:
         return self.base, self.task, trials, self.targets, self.settings
 
 
-def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
+class Tell(Protocol):
+    """Is told what happens, and of what takes long the share that is done."""
+
+    def __call__(self, text: str, share: float | None = None) -> None: ...
+
+
+def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
+    model = str(ensure_embedded_lm(tell)) if config.model == EMBEDDED_LM else config.model
     tell("reading data")
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=config.trust_remote_code)
     task = _load_task(config, tokenizer)
     tell("loading the base model")
     base = load_base(
-        config.model,
+        model,
         num_labels=None if task.is_instruction else len(task.labels),
         dtype=config.dtype,
         device=config.device,
@@ -125,8 +137,9 @@ def prepare(config: ComparisonConfig, tell: Callable[[str], None]) -> Prepared:
 
 
 def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
-    if config.task == "docmatch":
-        return load_docmatch(
+    if config.task in BUILT_IN:
+        load = load_docmatch if config.task == "docmatch" else load_docstrings
+        return load(
             tokenizer,
             config.max_length,
             train_examples=config.max_train_examples,
@@ -135,7 +148,7 @@ def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> 
         )
     assert config.train is not None
     if config.task == "instruction":
-        return load_instruction(
+        task = load_instruction(
             train=config.train,
             validation=config.validation,
             test=config.test,
@@ -149,6 +162,9 @@ def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> 
             validation_examples=config.max_validation_examples,
             test_examples=config.max_test_examples,
         )
+        if config.retain is None:
+            return task
+        return replace(task, retained=load_retained(config.retain, tokenizer, config.max_length))
     return load_classification(
         train=config.train,
         validation=config.validation,

@@ -20,15 +20,17 @@ from safetensors import SafetensorError
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.directory import RunDirectory, write_json
+from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.escalate import Step, path_text
+from rankwise.compare.forgetting import forgotten
+from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.results import Choice, choose
 from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
-from rankwise.compare.scoring import read_scores, score_baseline, score_trials
+from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
@@ -39,9 +41,10 @@ from rankwise.train.loop import StepReport
 
 @dataclass(frozen=True)
 class Stage:
-    """The comparison turns to something else; `text` says to what."""
+    """The comparison turns to something else; `text` says to what, `share` how much of it is done, of 1."""
 
     text: str
+    share: float | None = None
 
 
 Observer = Callable[[Stage | Planned | StepReport], None]
@@ -67,7 +70,7 @@ def run_rank_comparison(
     directory = RunDirectory(Path(run) if run is not None else new_run())
     directory.check_free(resume=resume)
     with _memory_told():
-        prepared = prepare(config, lambda text: observe(Stage(text)))
+        prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
         if not resume:
             directory.check_space(disk_bytes(prepared))
         with directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal, _resumable(directory):
@@ -75,8 +78,8 @@ def run_rank_comparison(
 
 
 def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> RankComparison:
-    def tell(text: str) -> None:
-        observe(Stage(text))
+    def tell(text: str, share: float | None = None) -> None:
+        observe(Stage(text, share))
 
     baseline = score_baseline(prepared, directory, journal, tell)
     steps: list[Step] = []
@@ -87,11 +90,22 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
     choices = [choose(one, results) for one in prepared.config.each_scaling]
     score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
 
+    full, notes_on_full = fine_tune_in_full(prepared, directory, journal, tell)
+
     data, taken, stopped = _test_data(prepared), _taken(prepared, costs), steps[-1].stopped if steps else None
+    retained = prepared.task.retained
+    before = None if retained is None else read_stacked(directory, [directory.baseline], RETAINED)
     answers = []
     for choice in choices:
-        scores = {rank: read_scores(directory, trials) for rank, trials in choice.by_rank.items()}
-        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), stopped))
+        paths = {rank: [directory.trial(trial) for trial in trials] for rank, trials in choice.by_rank.items()}
+        scores = {rank: read_stacked(directory, of_rank) for rank, of_rank in paths.items()}
+        forgets = {}
+        if retained is not None and before is not None:
+            forgets = {
+                rank: forgotten(before, read_stacked(directory, of_rank, RETAINED), retained.groups)
+                for rank, of_rank in paths.items()
+            }
+        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), stopped, forgets))
     first, *others = answers
     _publish(prepared, directory, journal, choices[0], first.recommendation)
     comparison = RankComparison(
@@ -103,6 +117,7 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
         baseline=Baseline(
             accuracy=float(baseline.correct.mean(dtype=np.float64)),
             nll=float(baseline.nll.mean(dtype=np.float64)),
+            retained_nll=None if before is None else float(before.nll.mean(dtype=np.float64)),
         ),
         recommendation=first.recommendation,
         alternatives=tuple(other.recommendation for other in others),
@@ -113,8 +128,10 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
             *([f"escalation: {path_text(steps)}"] if steps else []),
             *first.notes,
             *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
+            *notes_on_full,
             *_notes_on_looks(journal),
         ),
+        full=full,
     )
     document = comparison.to_dict()
     write_json(directory.path / "recommendation.json", document["recommendation"])
@@ -215,7 +232,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
     """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
     with _memory_told():
-        prepared = prepare(config, lambda text: observe(Stage(text)))
+        prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
         observe(Stage("timing a few steps of each rank"))
         costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
     rungs = prepared.settings.rungs

@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from rankwise.compare.directory import RunDirectory
+from rankwise.compare.directory import RETAINED, SCORES, RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter
 from rankwise.records import Baseline, Scores, Trial
+from rankwise.tasks.task import Split
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
 
@@ -24,17 +26,20 @@ def score_baseline(
     prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Callable[[str], None]
 ) -> Scores:
     """Rank 0's scores, of one seed: what fit a head needs has a best solution, so chance has next to no part in it."""
-    test = prepared.task.test
-    if any(event["examples"] == len(test) for event in journal.of("baseline")):
-        return _read(directory, [directory.baseline])
-    what = "scoring the base model" if prepared.base.causal else "fitting a head on the frozen base"
-    tell(f"rank 0: {what}")
-    started = time.monotonic()
-    scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
-    directory.write_scores(directory.baseline, test, scores.test)
-    seconds = time.monotonic() - started
-    journal.append("baseline", examples=len(test), validation=asdict(scores.validation), seconds=seconds)
-    return scores.test
+    test, retained = prepared.task.test, prepared.task.retained
+    if not any(event["examples"] == len(test) for event in journal.of("baseline")):
+        what = "scoring the base model" if prepared.base.causal else "fitting a head on the frozen base"
+        tell(f"rank 0: {what}")
+        started = time.monotonic()
+        scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
+        directory.write_scores(directory.baseline, test, scores.test)
+        seconds = time.monotonic() - started
+        journal.append("baseline", examples=len(test), validation=asdict(scores.validation), seconds=seconds)
+    if retained is not None and "baseline" not in _done(journal, "retained", retained):
+        tell("rank 0: scoring the retained texts")
+        directory.write_scores(directory.baseline, retained, score(prepared.base, 1, prepared.task, retained), RETAINED)
+        journal.append("retained", trials=["baseline"], sha256=retained.fingerprint())
+    return read_stacked(directory, [directory.baseline])
 
 
 def validation_baseline(journal: Journal) -> Baseline:
@@ -49,12 +54,17 @@ def score_trials(
     trials: Sequence[Trial],
     tell: Callable[[str], None],
 ) -> None:
-    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split."""
-    test = prepared.task.test
-    scored = {trial for event in journal.of("scored") if event["examples"] == len(test) for trial in event["trials"]}
+    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split.
+
+    The retained texts, where there are any, are scored likewise.
+    """
+    test, retained = prepared.task.test, prepared.task.retained
     for members in divide(trials, prepared.most_trials):
-        missing = [trial for trial in members if trial.id not in scored]
-        if not missing:
+        untested = [trial for trial in members if trial.id not in _done(journal, "scored", test)]
+        unread = [
+            trial for trial in members if retained is not None and trial.id not in _done(journal, "retained", retained)
+        ]
+        if not untested and not unread:
             continue
         # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
         tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
@@ -63,21 +73,29 @@ def score_trials(
             for index, trial in enumerate(pack.trials):
                 adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
                 pack.load(index, adapter.state)
-            scores = score(pack.base, len(pack.trials), prepared.task, test)
-        for index, trial in enumerate(pack.trials):
-            if trial in missing:
-                directory.write_scores(directory.trial(trial), test, _of_trial(scores, index))
-        ids = [trial.id for trial in missing]
-        journal.append("scored", trials=ids, examples=len(test), seconds=time.monotonic() - started)
+            for split, missing, name in ((test, untested, SCORES), (retained, unread, RETAINED)):
+                if split is None or not missing:
+                    continue
+                scores = score(pack.base, len(pack.trials), prepared.task, split)
+                for index, trial in enumerate(pack.trials):
+                    if trial in missing:
+                        directory.write_scores(directory.trial(trial), split, _of_trial(scores, index), name)
+        if untested:
+            ids, seconds = [trial.id for trial in untested], time.monotonic() - started
+            journal.append("scored", trials=ids, examples=len(test), seconds=seconds)
+        if retained is not None and unread:
+            journal.append("retained", trials=[trial.id for trial in unread], sha256=retained.fingerprint())
 
 
-def read_scores(directory: RunDirectory, trials: Sequence[Trial]) -> Scores:
-    """The scores of trials that were scored, stacked in their order."""
-    return _read(directory, [directory.trial(trial) for trial in trials])
+def _done(journal: Journal, event: Literal["scored", "retained"], split: Split) -> set[str]:
+    """The trials that were scored on all of these examples; more examples, or other texts, are scored anew."""
+    known = ("examples", len(split)) if event == "scored" else ("sha256", split.fingerprint())
+    return {trial for one in journal.of(event) if one[known[0]] == known[1] for trial in one["trials"]}
 
 
-def _read(directory: RunDirectory, paths: Sequence[Path]) -> Scores:
-    tables = [directory.read_scores(path) for path in paths]
+def read_stacked(directory: RunDirectory, paths: Sequence[Path], name: str = SCORES) -> Scores:
+    """The scores in these directories, of test or with the name `RETAINED` of the retained texts."""
+    tables = [directory.read_scores(path, name) for path in paths]
 
     def stacked(column: str) -> np.ndarray:
         return np.stack([table[column].to_numpy() for table in tables])

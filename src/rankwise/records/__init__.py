@@ -1,25 +1,6 @@
 """Frozen records that cross every border of the house; no torch, no logic beyond arithmetic."""
 
-from rankwise.records.comparison import (
-    Baseline,
-    ComparisonPlan,
-    Doubling,
-    Evaluation,
-    Guard,
-    Interval,
-    Metric,
-    Needed,
-    RankComparison,
-    RankExperiment,
-    Recommendation,
-    Scores,
-    Status,
-    StopReason,
-    Trial,
-    TrialResult,
-    TrialStatus,
-    Verdict,
-)
+from rankwise.records.comparison import Baseline, ComparisonPlan, FullFineTuning, RankComparison, RankExperiment
 from rankwise.records.estimate import (
     Calibration,
     LayerGroup,
@@ -30,6 +11,18 @@ from rankwise.records.estimate import (
     RankEstimate,
     TrainingCost,
 )
+from rankwise.records.recommendation import (
+    Doubling,
+    Guard,
+    Interval,
+    Metric,
+    Needed,
+    Recommendation,
+    Status,
+    StopReason,
+    Verdict,
+)
+from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus
 
 __all__ = [
     "Baseline",
@@ -37,6 +30,7 @@ __all__ = [
     "ComparisonPlan",
     "Doubling",
     "Evaluation",
+    "FullFineTuning",
     "Guard",
     "Interval",
     "LayerGroup",

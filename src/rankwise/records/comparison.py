@@ -1,176 +1,17 @@
-"""The records of a comparison. Losses are negative log-likelihoods, in nats per example."""
+"""A finished comparison, and what one would take."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from rankwise.records.plain import plain
+from rankwise.records.recommendation import Recommendation, Verdict
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One adapter's training."""
-
-    rank: int
-    alpha: float
-    use_rslora: bool
-    learning_rate: float
-    seed: int
-
-    @property
-    def scaling(self) -> float:
-        """What multiplies B·A: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
-
-        Sources: Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732.
-        """
-        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
-
-    @property
-    def id(self) -> str:
-        """A name that is unique within a run and safe as a file name."""
-        rule = "-rs" if self.use_rslora else ""
-        return f"r{self.rank}-a{_exact(self.alpha)}{rule}-lr{_exact(self.learning_rate)}-s{self.seed}"
-
-
-def _exact(number: float) -> str:
-    """A number's shortest text that is read back as the same number; whole numbers without `.0`."""
-    return repr(float(number)).removesuffix(".0")
-
-
-TrialStatus: TypeAlias = Literal["trained", "dropped", "diverged"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A trial's validation scores at one step."""
-
-    step: int
-    nll: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What one trial leaves behind.
-
-    `train_nll` holds the mean loss of each optimiser step, before its update. *trained* means to the last
-    step; *dropped*, that it stopped at a rung: other learning rates did better, or were still to be tried;
-    *diverged*, that a loss was not finite, or a hundred times both the first one and that of chance.
-    """
-
-    trial: Trial
-    status: TrialStatus
-    train_nll: tuple[float, ...]
-    evaluations: tuple[Evaluation, ...]
-
-    @property
-    def validation_nll(self) -> float:
-        """The last validation loss; infinite for a trial that is not trained, so that no rate is chosen for it."""
-        return self.evaluations[-1].nll if self.status == "trained" else float("inf")
-
-
-class Scores(NamedTuple):
-    """What trials make of examples, arrays of (trials, examples).
-
-    `nll` is that of the class, or the mean over the learned tokens; `correct` is 1 or 0 for the class or a whole
-    completion, or the share of learned tokens that are the model's first choice; `predicted` is the class, None
-    where tokens are learned.
-    """
-
-    nll: np.ndarray
-    correct: np.ndarray
-    predicted: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its two-sided confidence limits; None where the data allow no limits."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-Metric: TypeAlias = Literal["nll", "accuracy"]
-Verdict: TypeAlias = Literal["sufficient", "underfits", "unresolved"]
-Status: TypeAlias = Literal["resolved", "unresolved", "not_plateaued", "no_gain"]
-StopReason: TypeAlias = Literal["plateau", "memory", "data", "budget", "noise", "rank limit"]
-
-
-@dataclass(frozen=True)
-class Needed:
-    """Test examples with the seeds there are, or seeds with the examples there are, in all, that would tell.
-
-    With 80 % power to show that the rank in question suffices, if in truth it loses nothing to the reference;
-    the other two figures: if it loses half of the margin. None where that alone would not do.
-    """
-
-    examples: int | None
-    seeds: int | None
-    examples_if_half_lost: int | None
-    seeds_if_half_lost: int | None
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Another metric than the one that decided, at the recommended rank against the largest one.
-
-    `difference` is positive where the recommended rank is better; each limit alone is 95 % sure. `worse` where it loses
-    more than the margin's share of what the largest rank gains in this metric.
-    """
-
-    metric: str
-    difference: float
-    low: float | None
-    high: float | None
-    worse: bool
-
-
-@dataclass(frozen=True)
-class Doubling:
-    """What twice the recommended rank would take more; negative figures are the noise of measuring."""
-
-    trainable_params: int
-    training_time_seconds: float
-    peak_memory_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The answer to "which rank?".
-
-    `rank` is the smallest that was shown to suffice, with what it was trained with; None where no rank
-    was shown to gain anything. Only with the status *resolved* is every smaller rank that was tried known to be too
-    small. `margin` is in the unit of `metric` and `keep` the same as a share of the largest rank's gain, each None
-    where it cannot be told. `holds_for` says what was trained, `growing` whether the largest rank's lead still grew at
-    the end. `doubling` is None where twice the rank was not compared. `stopped` says why an escalation trained no
-    further rank; None with a grid.
-    """
-
-    status: Status
-    rank: int | None
-    alpha: float | None
-    use_rslora: bool | None
-    learning_rate: float | None
-    target_modules: str | tuple[str, ...]
-    margin: float | None
-    keep: float | None
-    metric: Metric
-    reason: str
-    needed: Needed | None
-    guards: tuple[Guard, ...]
-    doubling: Doubling | None
-    growing: bool | None
-    holds_for: str
-    unknown: tuple[str, ...]
-    stopped: StopReason | None
 
 
 @dataclass(frozen=True)
@@ -186,6 +27,9 @@ class RankExperiment:
 
     `difference` is to the largest rank, in the metric that decides, positive where this rank is better.
     Each of its limits alone is 95 % sure, as the verdict is.
+
+    `retained_nll` is of the retained texts, where there are any: the mean of each one's mean over its tokens.
+    `forgetting` is by how much that is above rank 0's, with its 95 % limits over seeds and texts both.
     """
 
     rank: int
@@ -206,6 +50,10 @@ class RankExperiment:
     difference: float
     difference_low: float | None
     difference_high: float | None
+    retained_nll: float | None = None
+    forgetting: float | None = None
+    forgetting_low: float | None = None
+    forgetting_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +62,29 @@ class Baseline:
 
     accuracy: float
     nll: float
+    retained_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class FullFineTuning:
+    """All weights trained, the upper end of a comparison; it takes no part in the decision.
+
+    Figures are as in `RankExperiment`, at the learning rate with the lowest validation loss.
+    """
+
+    learning_rate: float
+    trainable_params: int
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    nll: float
+    training_time_seconds: float
+    peak_memory_bytes: int | None
+    seeds: int
+    retained_nll: float | None
+    forgetting: float | None
+    forgetting_low: float | None
+    forgetting_high: float | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +117,8 @@ class RankComparison:
 
     `adapter` is a PEFT directory: of the recommended rank's trials the one with the lowest validation loss (of all
     chosen trials where no rank is recommended). `alternatives` are the answers under further scalings; their rows
-    follow those of the first. `accuracy_of` says what accuracies are shares of.
+    follow those of the first. `accuracy_of` says what accuracies are shares of. `full` is full fine-tuning, where that
+    was asked for.
     """
 
     run: Path
@@ -260,6 +132,7 @@ class RankComparison:
     wall_seconds: float
     adapter: Path
     notes: tuple[str, ...] = ()
+    full: FullFineTuning | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """The experiments, a row each."""
@@ -281,5 +154,6 @@ class RankComparison:
             "recommendation": dataclasses.asdict(self.recommendation),
             "alternatives": [dataclasses.asdict(alternative) for alternative in self.alternatives],
             "accuracy_of": self.accuracy_of,
+            "full": None if self.full is None else dataclasses.asdict(self.full),
         }
         return {name: plain(value) for name, value in document.items()}

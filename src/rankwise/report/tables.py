@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.records import Baseline, RankComparison, RankExperiment
+from rankwise.records import Baseline, FullFineTuning, RankComparison, RankExperiment
 from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
 
 _WIDE = 90
@@ -31,11 +31,12 @@ class _Column:
     header: str
     of_rank: Callable[[RankExperiment], str]
     of_baseline: Callable[[Baseline], str] = lambda _: DASH
+    of_full: Callable[[FullFineTuning], str] = lambda _: DASH
     justify: JustifyMethod = "right"
     from_width: int = 0  # columns of a terminal below which it is left out
 
 
-def _accuracy(experiment: RankExperiment) -> str:
+def _accuracy(experiment: RankExperiment | FullFineTuning) -> str:
     mean, low, high = experiment.accuracy, experiment.accuracy_low, experiment.accuracy_high
     if low is None or high is None:
         return share_text(mean)
@@ -50,18 +51,44 @@ def _difference(experiment: RankExperiment) -> str:
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "−")
 
 
+def _rate(experiment: RankExperiment | FullFineTuning) -> str:
+    return f"{experiment.learning_rate:g}"
+
+
+def _params(experiment: RankExperiment | FullFineTuning) -> str:
+    return f"{experiment.trainable_params:,}"
+
+
+def _nll(experiment: RankExperiment | FullFineTuning | Baseline) -> str:
+    return nll_text(experiment.nll)
+
+
+def _time(experiment: RankExperiment | FullFineTuning) -> str:
+    return seconds_text(experiment.training_time_seconds)
+
+
+def _memory(experiment: RankExperiment | FullFineTuning) -> str:
+    return bytes_text(experiment.peak_memory_bytes)
+
+
+def _forgetting(experiment: RankExperiment | FullFineTuning) -> str:
+    return DASH if experiment.forgetting is None else f"{experiment.forgetting:+.3f}".replace("-", "−")
+
+
 _COLUMNS = (
-    _Column("rank", lambda e: str(e.rank), lambda _: "0"),
+    _Column("rank", lambda e: str(e.rank), lambda _: "0", lambda _: "full"),
     _Column("alpha", lambda e: f"{e.alpha:g}", from_width=76),
-    _Column("learning\nrate", lambda e: f"{e.learning_rate:g}", from_width=_WIDE),
-    _Column("trainable\nparams", lambda e: f"{e.trainable_params:,}", from_width=76),
-    _Column("accuracy\n(95 % interval)", _accuracy, lambda base: share_text(base.accuracy), justify="left"),
-    _Column("NLL", lambda e: nll_text(e.nll), lambda base: nll_text(base.nll), from_width=_WIDE),
+    _Column("learning\nrate", _rate, of_full=_rate, from_width=_WIDE),
+    _Column("trainable\nparams", _params, of_full=_params, from_width=76),
+    _Column("accuracy\n(95 % interval)", _accuracy, lambda b: share_text(b.accuracy), _accuracy, justify="left"),
+    _Column("NLL", _nll, _nll, _nll, from_width=_WIDE),
     _Column("verdict", lambda e: e.verdict, justify="left"),
     _Column("difference\nto the largest rank", _difference, justify="left", from_width=118),
-    _Column("training\ntime", lambda e: seconds_text(e.training_time_seconds)),
-    _Column("peak\nmemory", lambda e: bytes_text(e.peak_memory_bytes)),
+    _Column("training\ntime", _time, of_full=_time),
+    _Column("peak\nmemory", _memory, of_full=_memory),
 )
+_FORGETS = _Column("forgets", _forgetting, lambda _: "0", _forgetting)
+_FORGETS_WIDTH = 9
 
 
 @dataclass(frozen=True)
@@ -81,12 +108,18 @@ class _ComparisonTable:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        columns = [column for column in _COLUMNS if options.max_width >= column.from_width]
+        retained = self.comparison.baseline.retained_nll is not None
+        width = options.max_width - (_FORGETS_WIDTH if retained else 0)
+        columns = [column for column in _COLUMNS if width >= column.from_width]
+        if retained:
+            columns.append(_FORGETS)
         for column in columns:
             table.add_column(column.header, justify=column.justify, overflow="fold")
         table.add_row(*(column.of_baseline(self.comparison.baseline) for column in columns))
         for experiment in self.comparison.experiments:
             table.add_row(*(column.of_rank(experiment) for column in columns))
+        if self.comparison.full is not None:
+            table.add_row(*(column.of_full(self.comparison.full) for column in columns))
         yield table
 
 
@@ -105,13 +138,18 @@ def _caption(comparison: RankComparison, *, wide: bool) -> str:
     accuracy = _ACCURACY[comparison.accuracy_of]
     unit = "example" if classifies else "token"
     scores = f"{accuracy} and NLL (nats per {unit})" if wide else accuracy
-    return (
-        f"Rank 0 is {baseline}; "
-        f"scaling is {' or '.join(sorted(rules))}.\n"
-        f"{scores}: mean over {seeds} and the test examples; {intervals}.\n"
-        "Training time: what training this rank alone takes, the median time of its step times the steps.\n"
-        "Peak memory: of such a step with the base model in memory; a dash where the device has no counter."
-    )
+    lines = [
+        f"Rank 0 is {baseline}; scaling is {' or '.join(sorted(rules))}.",
+        f"{scores}: mean over {seeds} and the test examples; {intervals}.",
+        "Training time: what training this rank alone takes, the median time of its step times the steps.",
+        "Peak memory: of such a step with the base model in memory; a dash where the device has no counter.",
+    ]
+    if comparison.full is not None:
+        lines.insert(1, "Full is full fine-tuning, all weights trained; it takes no part in the decision.")
+    if comparison.baseline.retained_nll is not None:
+        before = nll_text(comparison.baseline.retained_nll)
+        lines.append(f"Forgets: by how much the NLL of the retained texts rises, {before} nats a token at rank 0.")
+    return "\n".join(lines)
 
 
 def comparison_table(comparison: RankComparison) -> RenderableType:

@@ -89,14 +89,14 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
 
 
 def _whole(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    begin, end = _begin(tokenizer), tokenizer.eos_token or ""
+    first, end = begin(tokenizer), tokenizer.eos_token or ""
     # Texts that were rendered before have both.
-    before = prompt if (prompt or completion).startswith(begin) else begin + prompt
+    before = prompt if (prompt or completion).startswith(first) else first + prompt
     text = before + completion + ("" if completion.endswith(end) else end)
     return Rendered(text, ((len(before), len(text)),))
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> str:
+def begin(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the tokenizer puts before a text by itself."""
     begins = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if begins else ""

@@ -1,25 +1,19 @@
-"""Instruction tuning on the user's own data: what is learned of each example, and that it stays in it.
-
-A text is tokenised in pieces, cut where a learned part begins or ends: so the tokens before a completion are those
-that a model is given when it is used, and no token lies across the border.
-"""
+"""Instruction tuning on the user's own data: which examples there are, and what is learned of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankwise.errors import UserError
 from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render
-from rankwise.tasks.examples import CHUNK, Examples, joined
+from rankwise.tasks.examples import Examples
 from rankwise.tasks.files import Table
-from rankwise.tasks.source import Source, SplitName, read_tables
+from rankwise.tasks.learned import build_learned_task
+from rankwise.tasks.source import Source, read_tables
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
-from rankwise.tasks.task import Ragged, Split, Task
+from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,14 +36,12 @@ def load_instruction(
     validation_examples: int | None = None,
     test_examples: int | None = None,
     split_seed: int = 0,
-    name: str = "instruction",
 ) -> Task:
     """Read, render, split and tokenise conversations, or prompts and completions (`conversation.SHAPES`).
 
-    Learned are completions, with `learn_prompts` whole texts; `exact` is as in `Task`. An example that is longer than
-    `max_length` tokens loses the beginning of its prompt, down to half of that length, and only then the end of its
-    completion. Examples that cannot be used are errors, or with `skip_bad` left out. A split that is not given is cut
-    from train.
+    Learned are completions, with `learn_prompts` whole texts, cut to `max_length` as `build_learned_task` says; `exact`
+    is as in `Task`. Examples that cannot be used are errors, or with `skip_bad` left out. A split that is not given is
+    cut from train.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
@@ -63,7 +55,7 @@ def load_instruction(
     splits: Splits = {}
     skipped = 0
     for split, table in tables.items():
-        splits[split], reasons, skipped_here = _examples(table, tokenizer)
+        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer)
         bad += reasons
         skipped += skipped_here
     if bad and not skip_bad:
@@ -81,29 +73,18 @@ def load_instruction(
     splits, cut_notes = cut_missing(splits, split_seed, how="at random")
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    parts: dict[SplitName, Split] = {}
-    cut = _Cut()
-    for split, examples in splits.items():
-        chosen = capped(examples, caps[split], split_seed)
-        parts[split], cut_here = _tokenise(tokenizer, chosen, max_length, learn_prompts=learn_prompts)
-        if not len(parts[split]):
-            raise UserError(f"{split}: no example has a token that can be learned")
-        cut += cut_here
-    notes += [*cut_notes, *leak_notes, *_lengths(parts, cut, max_length)]
-    return Task(
-        name=name,
-        labels=(),
-        outcomes=len(tokenizer),
-        train=parts["train"],
-        validation=parts["validation"],
-        test=parts["test"],
-        pad_token_id=tokenizer.pad_token_id,
-        notes=tuple(notes),
+    return build_learned_task(
+        "instruction",
+        {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()},
+        tokenizer=tokenizer,
+        max_length=max_length,
+        learn_prompts=learn_prompts,
         exact=exact,
+        notes=[*notes, *cut_notes, *leak_notes],
     )
 
 
-def _examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, list[str], int]:
+def rendered_examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, list[str], int]:
     """The rows that can be used, for each other one where it is and why not, and how many turns are not learned."""
     columns = list(table.columns)
     used: list[int] = []
@@ -124,147 +105,3 @@ def _examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Example
         spans=[one.spans for one in rendered],
     )
     return examples, bad, sum(one.skipped for one in rendered)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How many examples lost something, or have nothing to learn."""
-
-    prompts: int = 0
-    completions: int = 0
-    unlearned: int = 0
-
-    def __add__(self, other: _Cut) -> _Cut:
-        return _Cut(
-            self.prompts + other.prompts, self.completions + other.completions, self.unlearned + other.unlearned
-        )
-
-
-def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, *, learn_prompts: bool
-) -> tuple[Split, _Cut]:
-    """The tokens of the examples; those without one that can be learned are left out, and counted."""
-    assert examples.spans is not None
-    encode = _encoder(tokenizer)
-    ids: list[Ragged] = []
-    learned: list[Ragged] = []
-    rows: list[int] = []
-    cut = _Cut()
-    for start in range(0, len(examples), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        pieces = list(map(_pieces, examples.texts[chunk], examples.spans[chunk]))
-        encoded = iter(encode(pieces))
-        chunk_ids, chunk_learned = [], []
-        for row, of_one in enumerate(pieces, start=start):
-            row_ids: list[int] = []
-            marks: list[int] = []
-            for piece in of_one:
-                tokens = next(encoded)
-                row_ids += tokens
-                marks += [int(piece.learned)] * len(tokens)
-            kept = _kept(row_ids, marks, max_length, tokenizer.bos_token_id)
-            if learn_prompts:
-                marks = [1] * len(marks)
-            # The first token has none before it that it could be learned from.
-            row_marks = [int(number > 0 and marks[position]) for number, position in enumerate(kept)]
-            dropped, ended = len(row_ids) - len(kept), bool(kept) and kept[-1] == len(row_ids) - 1
-            cut += _Cut(
-                prompts=int(kept != list(range(len(kept)))),
-                completions=int(dropped > 0 and not ended),
-                unlearned=int(not any(row_marks)),
-            )
-            if any(row_marks):
-                rows.append(row)
-                chunk_ids.append([row_ids[position] for position in kept])
-                chunk_learned.append(row_marks)
-        ids.append(Ragged.from_rows(chunk_ids))
-        learned.append(Ragged.from_rows(chunk_learned))
-    chosen = np.array(rows, dtype=np.int64)
-    split = Split(
-        example_ids=examples.ids[chosen],
-        input_ids=joined(ids),
-        token_type_ids=None,
-        labels=examples.labels[chosen],
-        learned=joined(learned),
-    )
-    return split, cut
-
-
-@dataclass(frozen=True)
-class _Piece:
-    text: str
-    learned: bool
-    first: bool
-
-
-def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[_Piece]:
-    """The text cut at the borders of its learned parts."""
-    borders = sorted({0, len(text), *(border for span in spans for border in span)})
-    return [
-        _Piece(text[start:end], any(begin <= start < stop for begin, stop in spans), start == 0)
-        for start, end in pairwise(borders)
-    ]
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[_Piece]]], list[list[int]]]:
-    """From the pieces of texts to the tokens of each piece.
-
-    SentencePiece begins a text with a space that is not there. So that a piece in the middle gets none, it is
-    tokenised behind a line break, whose tokens are dropped.
-    """
-
-    def plain(texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        tokens: list[list[int]] = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        return tokens
-
-    (anchor,) = plain(["\n"])
-    alone, behind = plain(["a", "\na"])
-    adds_space = behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone
-
-    def encode(texts: list[list[_Piece]]) -> list[list[int]]:
-        pieces = [piece for of_one in texts for piece in of_one]
-        tokens = plain([piece.text for piece in pieces])
-        if adds_space:
-            later = [index for index, piece in enumerate(pieces) if not piece.first]
-            for index, behind in zip(later, plain([f"\n{pieces[index].text}" for index in later]), strict=True):
-                if behind[: len(anchor)] == anchor:
-                    tokens[index] = behind[len(anchor) :]
-        return tokens
-
-    return encode
-
-
-def _kept(ids: Sequence[int], marks: Sequence[int], max_length: int, bos: int | None) -> list[int]:
-    """The positions of the tokens that stay.
-
-    First the beginning goes (but for the token that begins every text), until what is before the last learned part
-    is half of `max_length`, then the end.
-    """
-    too_many = len(ids) - max_length
-    if too_many <= 0:
-        return list(range(len(ids)))
-    before = len(marks) - marks[::-1].index(1) if 1 in marks else len(marks)
-    while before > 0 and marks[before - 1]:
-        before -= 1
-    dropped = min(too_many, max(0, before - max_length // 2))
-    first = int(dropped > 0 and ids[0] == bos)
-    return [*range(first), *range(first + dropped, len(ids))][:max_length]
-
-
-def _lengths(splits: dict[SplitName, Split], cut: _Cut, max_length: int) -> list[str]:
-    """What a user should know of the lengths."""
-    total = sum(len(split) for split in splits.values())
-    tokens = sum(len(split.input_ids.flat) for split in splits.values())
-    learned = sum(int(split.learned.flat.sum()) for split in splits.values() if split.learned is not None)
-    notes = [f"{total:,} examples have {tokens:,} tokens, of which {learned:,} are learned"]
-    if cut.unlearned:
-        notes.append(f"{cut.unlearned:,} examples have no token that can be learned and were left out")
-    if cut.prompts:
-        notes.append(f"{cut.prompts:,} examples are longer than {max_length} tokens: their prompts lost the beginning")
-    if cut.completions:
-        notes.append(f"{cut.completions:,} completions are too long for {max_length} tokens and lost their end")
-    return notes

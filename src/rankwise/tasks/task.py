@@ -90,7 +90,7 @@ class Task:
     `outcomes` is how many classes, or tokens, there are to choose from; `labels` names the classes, and is empty in
     instruction tuning. There an example's accuracy is the share of its learned tokens that are the model's first
     choice, or with `exact` whether all of them are. `notes` are sentences for the user about what preparing the data
-    changed.
+    changed. `retained` are other texts, which are only scored, before and after: what do adapters forget?
     """
 
     name: str
@@ -102,6 +102,7 @@ class Task:
     pad_token_id: int
     notes: tuple[str, ...] = ()
     exact: bool = False
+    retained: Split | None = None
 
     @property
     def is_instruction(self) -> bool:

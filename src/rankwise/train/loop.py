@@ -117,13 +117,13 @@ def run_pack(
             progress.train_nll[progress.step] = train_step(pack, optimizer, task, rows, progress.step)
             progress.step += 1
             now = time.monotonic()
-            evaluate = progress.step in settings.evaluation_steps
-            if evaluate:
-                progress.evaluations.append(_evaluate(pack, task, progress.step))
-            if evaluate or now - told > _REPORT_SECONDS:
+            at_rung = progress.step in settings.evaluation_steps
+            if at_rung:
+                progress.evaluations.append(evaluate(base, len(pack.trials), task, progress.step))
+            if at_rung or now - told > _REPORT_SECONDS:
                 observe(_report(progress))
                 told = now
-            if checkpoint is not None and (evaluate or now - saved > CHECKPOINT_SECONDS):
+            if checkpoint is not None and (at_rung or now - saved > CHECKPOINT_SECONDS):
                 write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
                 saved = now
         return [_trained(pack, progress, index, task.outcomes) for index in range(len(pack.trials))]
@@ -136,14 +136,20 @@ def train_step(
 
     Returns each trial's loss before the update: the mean over examples, or over all learned tokens.
     """
+    losses = backward(pack.base, len(pack.trials), task, batches)
+    optimizer.step(number)
+    return losses
+
+
+def backward(base: BaseModel, trials: int, task: Task, batches: Sequence[np.ndarray]) -> Float[Tensor, " trials"]:
+    """Gradients of the loss on the rows of `batches`; returns the loss of each trial."""
     collated = [collate(task.train, rows, task.pad_token_id) for rows in batches]
     total = sum(batch.outcomes for batch in collated)
-    losses = torch.zeros(len(pack.trials), device=pack.base.device)
+    losses = torch.zeros(trials, device=base.device)
     for batch in collated:
-        loss = likelihood(pack.base, len(pack.trials), batch.to(pack.base.device)).nll.sum(dim=1) / total
+        loss = likelihood(base, trials, batch.to(base.device)).nll.sum(dim=1) / total
         loss.sum().backward()
         losses += loss.detach()
-    optimizer.step(number)
     return losses
 
 
@@ -178,8 +184,9 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
             base.model.activation_checkpointing_disable()
 
 
-def _evaluate(pack: Pack, task: Task, step: int) -> tuple[Evaluation, ...]:
-    scores = score(pack.base, len(pack.trials), task, task.validation)
+def evaluate(base: BaseModel, trials: int, task: Task, step: int) -> tuple[Evaluation, ...]:
+    """Each trial's scores of validation, at this step."""
+    scores = score(base, trials, task, task.validation)
     return tuple(
         Evaluation(step, float(nll.mean(dtype=np.float64)), float(correct.mean(dtype=np.float64)))
         for nll, correct in zip(scores.nll, scores.correct, strict=True)
@@ -195,9 +202,15 @@ def _report(progress: PackProgress) -> StepReport:
 def _trained(pack: Pack, progress: PackProgress, index: int, outcomes: int) -> TrainedTrial:
     train_nll = tuple(progress.train_nll[: progress.step, index].tolist())
     evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
-    finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
-    bound = _EXPLODED * max(train_nll[0], math.log(outcomes))
-    status: TrialStatus = "trained" if progress.step == len(progress.train_nll) else "dropped"
-    if not finite or max(train_nll) >= bound:
-        status = "diverged"
+    status = trial_status(train_nll, evaluations, len(progress.train_nll), outcomes)
     return TrainedTrial(TrialResult(pack.trials[index], status, train_nll, evaluations), pack.state(index))
+
+
+def trial_status(
+    train_nll: Sequence[float], evaluations: Sequence[Evaluation], steps: int, outcomes: int
+) -> TrialStatus:
+    """What became of a trial that was to take so many steps, and chooses from so many outcomes."""
+    finite = all(map(math.isfinite, [*train_nll, *(evaluation.nll for evaluation in evaluations)]))
+    if not finite or max(train_nll) >= _EXPLODED * max(train_nll[0], math.log(outcomes)):
+        return "diverged"
+    return "trained" if len(train_nll) == steps else "dropped"

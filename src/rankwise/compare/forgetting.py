@@ -1,0 +1,33 @@
+"""What training makes a model forget: the NLL of retained texts after it against rank 0's. Pure."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+
+from rankwise.decide.interval import crossed_interval
+from rankwise.records import Scores
+
+
+class Forgotten(TypedDict):
+    """The fields of an experiment that say what it forgets; None where no texts are retained."""
+
+    retained_nll: float | None
+    forgetting: float | None
+    forgetting_low: float | None
+    forgetting_high: float | None
+
+
+NOTHING_RETAINED = Forgotten(retained_nll=None, forgetting=None, forgetting_low=None, forgetting_high=None)
+
+
+def forgotten(before: Scores, after: Scores, groups: np.ndarray | None) -> Forgotten:
+    """The rise of the texts' NLL from rank 0, (1, texts), to trials of all seeds, (seeds, texts)."""
+    rise = crossed_interval((after.nll - before.nll).astype(np.float64), groups=groups)
+    return Forgotten(
+        retained_nll=float(after.nll.mean(dtype=np.float64)),
+        forgetting=rise.mean,
+        forgetting_low=rise.low,
+        forgetting_high=rise.high,
+    )

@@ -1,0 +1,114 @@
+"""Full fine-tuning beside the ranks: every learning rate and seed, the best rate on validation, its scores of test.
+
+A full fine-tuning is not checkpointed: a run that is killed begins the one in progress anew, with the same numbers.
+Each is scored when it ends, since its weights are not kept; only the scores of the chosen rate are read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from rankwise.compare.directory import RETAINED, RunDirectory
+from rankwise.compare.forgetting import NOTHING_RETAINED, forgotten
+from rankwise.compare.journal import Event, Journal
+from rankwise.compare.prepare import Prepared, Tell
+from rankwise.compare.scoring import read_stacked
+from rankwise.decide.interval import crossed_interval
+from rankwise.records import FullFineTuning
+from rankwise.train.full import fine_tune
+
+
+def fine_tune_in_full(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Tell
+) -> tuple[FullFineTuning | None, list[str]]:
+    """The row of full fine-tuning, and notes on it; no row where none was asked for, or all diverged."""
+    rates = prepared.config.full_learning_rates
+    if rates is None:
+        return None, []
+    done = {
+        rate: [_fine_tuned(prepared, directory, journal, rate, seed, tell) for seed in prepared.config.seed_numbers]
+        for rate in rates
+    }
+    trained = {rate: events for rate, events in done.items() if all(one["status"] == "trained" for one in events)}
+    if not trained:
+        return None, ["full fine-tuning diverged at every learning rate; add lower --full-learning-rates"]
+    best = min(trained, key=lambda rate: fmean(one["validation_nll"] for one in trained[rate]))
+    edges = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {}
+    notes = []
+    if best in edges:
+        notes.append(
+            f"full fine-tuning: the best learning rate, {best:g}, is the {edges[best]} that was tried; "
+            "one beyond it may be better"
+        )
+    return _row(prepared, directory, best, trained[best]), notes
+
+
+def _fine_tuned(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, rate: float, seed: int, tell: Tell
+) -> Event:
+    """One full fine-tuning, which is trained where it is not in the journal with these texts."""
+    task = prepared.task
+    known: dict[str, Any] = {
+        "id": f"full-lr{rate!r}-s{seed}",
+        "examples": len(task.test),
+        "retained": None if task.retained is None else task.retained.fingerprint(),
+    }
+    for event in journal.of("fine-tuned"):
+        if known.items() <= event.items():
+            return event
+    started = time.monotonic()
+
+    def told(step: int) -> None:
+        tell(f"full fine-tuning: learning rate {rate:g}, seed {seed}", step / prepared.settings.steps)
+
+    tuned = fine_tune(prepared.base, task, rate, seed, prepared.settings, told)
+    path = _path(directory, known["id"])
+    directory.write_curve(path, tuned.train_nll, tuned.evaluations)
+    directory.write_scores(path, task.test, tuned.test)
+    if task.retained is not None and tuned.retained is not None:
+        directory.write_scores(path, task.retained, tuned.retained, RETAINED)
+    journal.append(
+        "fine-tuned",
+        **known,
+        status=tuned.status,
+        validation_nll=tuned.evaluations[-1].nll,
+        step_seconds=tuned.seconds,
+        peak_bytes=tuned.peak_bytes,
+        params=tuned.params,
+        seconds=time.monotonic() - started,
+    )
+    return journal.events[-1]
+
+
+def _row(prepared: Prepared, directory: RunDirectory, rate: float, events: Sequence[Event]) -> FullFineTuning:
+    task = prepared.task
+    paths = [_path(directory, event["id"]) for event in events]
+    scores = read_stacked(directory, paths)
+    accuracy = crossed_interval(scores.correct.astype(np.float64), groups=task.test.groups)
+    forgets = NOTHING_RETAINED
+    if task.retained is not None:
+        before, after = (read_stacked(directory, of, RETAINED) for of in ([directory.baseline], paths))
+        forgets = forgotten(before, after, task.retained.groups)
+    peaks = [event["peak_bytes"] for event in events if event["peak_bytes"] is not None]
+    return FullFineTuning(
+        learning_rate=rate,
+        trainable_params=events[0]["params"],
+        accuracy=accuracy.mean,
+        accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
+        accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
+        nll=float(scores.nll.mean(dtype=np.float64)),
+        training_time_seconds=median(event["step_seconds"] for event in events) * prepared.settings.steps,
+        peak_memory_bytes=int(median(peaks)) if peaks else None,
+        seeds=len(events),
+        **forgets,
+    )
+
+
+def _path(directory: RunDirectory, name: str) -> Path:
+    return directory.path / "trials" / name
