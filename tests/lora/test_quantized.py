@@ -1,4 +1,4 @@
-"""Packs over a base model in 4 bits against PEFT's own LoRA layers over bitsandbytes."""
+"""Packs over a base model in few bits against PEFT's own LoRA layers over bitsandbytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def loaded(directory: Path, how: Quantization = "nf4") -> BaseModel:
 def reference(base: BaseModel) -> torch.nn.Module:
     """The same base as a user of PEFT loads it."""
     how = BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_4bit=base.quantize != "int8",
+        load_in_8bit=base.quantize == "int8",
+        llm_int8_threshold=0.0,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=base.quantize == "nf4-double",
         bnb_4bit_compute_dtype=torch.float32,
@@ -137,19 +139,57 @@ def test_a_weight_is_unpacked_anew_and_not_kept(base: BaseModel) -> None:
     assert 0 < max(sizes) < largest
 
 
+def test_over_a_base_in_8_bits_a_trial_is_trained_as_over_the_weights_that_these_stand_for(tmp_path: Path) -> None:
+    base = loaded(saved(tmp_path / "llama", "llama"), "int8")
+    targets, settings = targets_of(base), TrainingSettings(steps=15, batch_size=8, warmup_ratio=0.0)
+    (trained,) = run_pack(base, TASK, [TRIAL], targets, settings)
+    plain = loaded(tmp_path / "llama", "none").model
+    for target in targets:
+        weight = frozen_weight(base.model.get_submodule(target.name), torch.float32)
+        plain.get_submodule(target.name).weight.data.copy_(weight)
+    names = [target.name for target in targets]
+    model = peft_model(plain, task_type="CAUSAL_LM", r=TRIAL.rank, lora_alpha=TRIAL.alpha, target_modules=names)
+    losses = plain_peft_loop(model, initial_state(base, TRIAL, targets), TASK, TRIAL, settings, partial(loss_of, base))
+    assert trained.result.train_nll == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_weight_in_8_bits_is_within_half_a_step_and_peft_loads_the_adapter_over_bitsandbytes(tmp_path: Path) -> None:
+    directory = saved(tmp_path / "llama", "llama")
+    plain, base = loaded(directory, "none"), loaded(directory, "int8")
+    targets = targets_of(base)
+    for target in targets:
+        before, after = (frozen_weight(one.model.get_submodule(target.name), torch.float32) for one in (plain, base))
+        step = before.abs().amax(dim=1, keepdim=True) / 127
+        # bitsandbytes rounds to float16 first.
+        assert ((before - after).abs() <= 0.6 * step).all()
+    layer = base.model.get_submodule(targets[0].name)
+    assert stored_bytes(layer) == targets[0].weights + 4 * targets[0].d_out
+    state = random_state(base, TRIAL, targets)
+    write_adapter(tmp_path / "adapter", base, TRIAL, state, targets)
+    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
+    with attached(base, [TRIAL], targets) as pack, torch.no_grad():
+        pack.load(0, state)
+        ours = likelihood(base, 1, batch).nll.sum() / batch.outcomes
+    adapted = load_peft_model(reference(base), tmp_path / "adapter").eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        theirs = loss_of(base, adapted, batch)
+    # bitsandbytes rounds the activations, too.
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.05)
+
+
 @pytest.mark.parametrize("how", ["nf4", "nf4-double"])
 def test_a_weight_is_near_the_one_that_was_quantised(how: Quantization, tmp_path: Path) -> None:
     directory = saved(tmp_path / "llama", "llama")
     plain, packed = loaded(directory, "none"), loaded(directory, how)
     name = match_targets(plain.model, "all-linear")[0].name
-    before, after = (frozen_weight(one.model.get_submodule(name)) for one in (plain, packed))
+    before, after = (frozen_weight(one.model.get_submodule(name), torch.float32) for one in (plain, packed))
     assert after.shape == before.shape
     assert 0 < (before - after).abs().mean() < 0.15 * before.abs().mean()
     # 4 bits a weight, a scale for 64 of them (in 8 bits, and one in 32 for 256 of those), and the codes' tables.
     blocks = before.numel() // 64
     scales = 4 * blocks if how == "nf4" else blocks + 4 * math.ceil(blocks / 256)
     tables = 4 * 16 if how == "nf4" else 4 * (16 + 256 + 1)
-    assert stored_bytes(packed.model.get_submodule(name).weight) == before.numel() // 2 + scales + tables
+    assert stored_bytes(packed.model.get_submodule(name)) == before.numel() // 2 + scales + tables
     assert packed.bytes < plain.bytes
 
 

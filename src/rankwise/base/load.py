@@ -63,9 +63,14 @@ class BaseModel:
     quantize: Quantization = "none"
 
     @property
+    def stored_as(self) -> str:
+        """How the frozen linear layers are stored, in a word."""
+        return self.dtype if self.quantize == "none" else self.quantize
+
+    @property
     def bytes(self) -> int:
         """Storage of the weights as loaded."""
-        return sum(map(stored_bytes, self.model.parameters()))
+        return stored_bytes(self.model)
 
 
 def pick_device(choice: str) -> torch.device:

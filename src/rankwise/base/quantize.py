@@ -1,6 +1,7 @@
 """Weights in few bits, by bitsandbytes: how a model is loaded so, and its weights as they are multiplied with.
 
-Source: Dettmers et al. 2023, arXiv 2305.14314.
+Sources: Dettmers et al. 2023, arXiv 2305.14314 (nf4); 2022, arXiv 2208.07339 (int8). In int8 the weights alone are
+rounded, not the activations: what is compared is what ranks bring over such weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-Quantization: TypeAlias = Literal["none", "nf4", "nf4-double"]
+Quantization: TypeAlias = Literal["none", "nf4", "nf4-double", "int8"]
 
 
 def can_quantize() -> bool:
@@ -25,7 +26,7 @@ def can_quantize() -> bool:
 
 
 def quantization_config(
-    how: Literal[Quantization, "int8"], model: PreTrainedModel, kept: Sequence[str], dtype: torch.dtype
+    how: Quantization, model: PreTrainedModel, kept: Sequence[str], dtype: torch.dtype
 ) -> BitsAndBytesConfig:
     """What `from_pretrained` is given for a model like this one, which may be without storage.
 
@@ -49,23 +50,35 @@ def quantization_config(
     )
 
 
-def frozen_weight(layer: nn.Module) -> Tensor:
-    """A linear layer's weight as it is multiplied with: itself, or unpacked from 4 bits into a new tensor."""
+def frozen_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """A linear layer's weight as it is multiplied with: itself, or unpacked into a new tensor."""
     weight = cast("Tensor", layer.weight)
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return weight
-    from bitsandbytes.functional import dequantize_4bit
-
-    return cast("Tensor", cast(Any, dequantize_4bit)(weight.data, state))
-
-
-def stored_bytes(parameter: Tensor) -> int:
-    """What a parameter takes in memory, with the scales that belong to 4 bits."""
-    state: Any = getattr(parameter, "quant_state", None)
-    tensors = [parameter]
+    state, scales = getattr(weight, "quant_state", None), _scales(layer)
     if state is not None:
-        tensors += [state.absmax, state.code]
-        if state.state2 is not None:
-            tensors += [state.offset, state.state2.absmax, state.state2.code]
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = cast(Any, dequantize_4bit)(weight.data, state)
+    elif scales is not None:
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        weight = cast(Any, int8_vectorwise_dequant)(weight.data, scales)
+    return weight.to(dtype)
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """What a model's weights take in memory, with the scales that belong to those in few bits."""
+    tensors: list[Tensor] = list(model.parameters())
+    for parameter in model.parameters():
+        state: Any = getattr(parameter, "quant_state", None)
+        if state is not None:
+            tensors += [state.absmax, state.code]
+            if state.state2 is not None:
+                tensors += [state.offset, state.state2.absmax, state.state2.code]
+    tensors += [scales for layer in model.modules() if (scales := _scales(layer)) is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _scales(layer: nn.Module) -> Tensor | None:
+    """The scale of each row of a layer in int8. bitsandbytes moves them from the weight when the layer first runs."""
+    of_weight = getattr(getattr(layer, "weight", None), "SCB", None)
+    return of_weight if of_weight is not None else getattr(getattr(layer, "state", None), "SCB", None)

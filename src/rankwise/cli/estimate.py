@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from rankwise.base.quantize import Quantization
 from rankwise.errors import UserError
 from rankwise.memory.gpus import gpu_bytes
-from rankwise.memory.settings import Attention, Dtype, Engine, Loss, Method, Optimizer, Quantization, StepSettings
+from rankwise.memory.settings import Attention, Dtype, Engine, Loss, Method, Optimizer, StepSettings
 from rankwise.values import parse_ranks, parse_targets
 
 _STEP = StepSettings()

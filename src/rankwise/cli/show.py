@@ -36,7 +36,8 @@ def show_comparison(
         print_json(comparison.to_dict())
         return comparison
     console = Console()
-    console.print(comparison_table(comparison))
+    for other in (comparison, *comparison.over):
+        console.print(comparison_table(other))
     console.print(comparison_notes(comparison))
     console.print(recommendation_table(comparison.recommendation))
     console.print(

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from rankwise.base.quantize import Quantization
 from rankwise.base.source import EMBEDDED_LM
@@ -34,6 +34,9 @@ from rankwise.values import (
 
 AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
 Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
+Base: TypeAlias = Literal["float32", "bfloat16", "nf4", "nf4-double", "int8"]
+
+_BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
 _STARTS = {"grid": (4, 8, 16, 32), "escalate": (8, 16)}  # ranks where none are given
@@ -153,8 +156,13 @@ class ComparisonConfig:
     )
     quantize: Quantization = _option(
         "none",
-        one_of("none", "nf4", "nf4-double"),
-        "How the base model's linear layers are stored: as they are, or in 4 bits (QLoRA; `rankwise[quant]`).",
+        one_of("none", "nf4", "nf4-double", "int8"),
+        "How the base model's linear layers are stored: as they are, in 4 bits (QLoRA) or 8; needs `rankwise[quant]`.",
+    )
+    bases: tuple[Base, ...] | None = _option(
+        None,
+        distinct(one_of(*_BASES), "base"),
+        "Compare over each of these, such as bfloat16,nf4, in place of dtype and quantize: the first answers.",
     )
     device: str = _option("auto", parse_text, "`auto`, `cpu`, `cuda:N` or `mps`.")
     pack_size: int | None = _option(
@@ -209,8 +217,12 @@ class ComparisonConfig:
                     f"{name}: task instruction finds its columns by their names "
                     "(messages; prompt and completion; instruction, input and output; text); leave it out"
                 )
-        if self.full_learning_rates is not None and self.quantize != "none":
-            raise UserError(f"full-learning-rates: weights in {self.quantize} cannot be trained; leave one out")
+        if self.bases is not None:
+            for name in self._given("dtype", "quantize"):
+                raise UserError(f"{name} and bases are both given: leave one out")
+        for base in (self.quantize, *(self.bases or ())):
+            if self.full_learning_rates is not None and base not in ("none", "float32", "bfloat16"):
+                raise UserError(f"full-learning-rates: weights in {base} cannot be trained; leave one out")
 
     def _given(self, *names: str) -> list[str]:
         """Which of these options are not as they are by default, as they are written."""
@@ -255,6 +267,16 @@ class ComparisonConfig:
     def each_scaling(self) -> tuple[ComparisonConfig, ...]:
         """This comparison under each of its scalings alone."""
         return tuple(replace(self, scalings=(scaling,)) for scaling in self.scalings)
+
+    @property
+    def each_base(self) -> tuple[ComparisonConfig, ...]:
+        """This comparison over each of its bases alone."""
+        if self.bases is None:
+            return (self,)
+        options: list[dict[str, Any]] = [
+            {"dtype": base} if base in ("float32", "bfloat16") else {"quantize": base} for base in self.bases
+        ]
+        return tuple(replace(self, bases=None, **of_base) for of_base in options)
 
     @property
     def seed_numbers(self) -> range:

@@ -8,6 +8,7 @@ trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet: examp
                     retained.parquet: the same of the retained texts, where there are any
 baseline/           rank 0: scores.parquet, retained.parquet
 adapter/            the adapter of the recommended rank's best trial
+bases/NAME/         a run of its own over each base after the first
 recommendation.json the answer and what it stands on
 experiments.json    what `--json` prints
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -63,11 +63,30 @@ def run_rank_comparison(
     """Train every rank, learning rate and seed; choose each rank's learning rate on validation; score test.
 
     `run` is the directory that everything is kept in, a new one under `runs/` by default. `resume` goes on
-    with a run that was interrupted, or extends one. `observe` is told how it goes.
+    with a run that was interrupted, or extends one. `observe` is told how it goes. With several bases, each after the
+    first is a run of its own in `run/bases/`.
 
     Raises `UserError` for input that cannot be used, `RunError` for a run that cannot go on.
     """
-    directory = RunDirectory(Path(run) if run is not None else new_run())
+    path = Path(run) if run is not None else new_run()
+    first, *others = config.each_base
+    comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
+    if not others:
+        return comparison
+    over = []
+    for base, other in zip((config.bases or ())[1:], others, strict=True):
+        directory = RunDirectory(path / "bases" / base)
+        begun = (directory.path / "comparison.json").is_file()
+        over.append(_run_over_one_base(other, directory, resume=begun, observe=observe))
+    notes = [_over_another(one.recommendation, comparison.recommendation, f"over {one.base}") for one in over]
+    comparison = replace(comparison, over=tuple(over), notes=(*comparison.notes, *notes))
+    write_json(path / "experiments.json", comparison.to_dict())
+    return comparison
+
+
+def _run_over_one_base(
+    config: ComparisonConfig, directory: RunDirectory, *, resume: bool, observe: Observer
+) -> RankComparison:
     directory.check_free(resume=resume)
     with _memory_told():
         prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
@@ -111,6 +130,7 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
     comparison = RankComparison(
         run=directory.path,
         model=prepared.config.model,
+        base=prepared.base.stored_as,
         task=prepared.task.name,
         accuracy_of=_accuracy_of(prepared.task),
         experiments=tuple(row for one in answers for row in one.experiments),
@@ -143,9 +163,11 @@ def _test_data(prepared: Prepared) -> TestData:
     return TestData(prepared.task.test.labels, len(prepared.task.labels), prepared.task.test.groups)
 
 
-def _accuracy_of(task: Task) -> Literal["examples", "tokens", "completions"]:
+def _accuracy_of(task: Task) -> Literal["examples", "tokens", "completions", "choices"]:
     if not task.is_instruction:
         return "examples"
+    if task.test.rivals is not None:
+        return "choices"
     return "completions" if task.exact else "tokens"
 
 
@@ -184,11 +206,15 @@ def _publish(
 def _compared(choice: Choice, other: Answer, first: Answer) -> list[str]:
     """What a further scaling says, its own notes and whether the conclusion flips."""
     scaling = choice.config.scalings[0]
-    mine, its = first.recommendation, other.recommendation
+    conclusion = _over_another(other.recommendation, first.recommendation, scaling)
+    return [conclusion, *(f"{scaling}: {note}" for note in other.notes if note not in first.notes)]
+
+
+def _over_another(its: Recommendation, mine: Recommendation, what: str) -> str:
+    """Whether the conclusion flips with another scaling or base."""
     same = (its.status, its.rank) == (mine.status, mine.rank)
     rank = "no rank" if its.rank is None else f"r={its.rank}"
-    conclusion = f"{scaling}: the conclusion {'is the same' if same else 'flips'}: {its.status}, {rank}; {its.reason}"
-    return [conclusion, *(f"{scaling}: {note}" for note in other.notes if note not in first.notes)]
+    return f"{what}: the conclusion {'is the same' if same else 'flips'}: {its.status}, {rank}; {its.reason}"
 
 
 def _notes_on_looks(journal: Journal) -> list[str]:
@@ -232,7 +258,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
     """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
     with _memory_told():
-        prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
+        prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
         observe(Stage("timing a few steps of each rank"))
         costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
     rungs = prepared.settings.rungs
@@ -246,6 +272,7 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
     a_step = (
         len(config.scalings) * config.seeds * sum(cost.seconds for cost in costs.values())
     )  # of every curve and seed
+    more = [f"bases: these figures are of {prepared.base.stored_as}, the first"] if len(config.each_base) > 1 else []
     return ComparisonPlan(
         trials=len(leg.trials),
         packs=len(packs),
@@ -254,7 +281,7 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         disk_bytes=disk_bytes(prepared),
         training_seconds=a_step * steps_per_seed(len(config.learning_rates), rungs),
         training_seconds_at_most=a_step * steps_per_seed(most_rates(config), rungs),
-        notes=(*prepared.notes, *_note_on_start(config)),
+        notes=(*prepared.notes, *_note_on_start(config), *more),
     )
 
 

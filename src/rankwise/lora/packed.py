@@ -65,13 +65,13 @@ class _PackedLoraFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "rows d_in"],
-        weight: Callable[[], Float[Tensor, "d_out d_in"]],
+        weight: Callable[[torch.dtype], Float[Tensor, "d_out d_in"]],
         bias: Float[Tensor, " d_out"] | None,
         groups: Sequence[RankGroup],
         *factors: Float32[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
         trials = groups[-1].stop
-        y = functional.linear(x, weight(), bias)
+        y = functional.linear(x, weight(x.dtype), bias)
         x_by_trial, y_by_trial = x.view(trials, -1, x.shape[-1]), y.view(trials, -1, y.shape[-1])
         hidden = []
         for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
@@ -80,7 +80,7 @@ class _PackedLoraFunction(torch.autograd.Function):
             y_by_trial[part].baddbmm_(h, b.to(x.dtype).transpose(1, 2))
             hidden.append(h)
         ctx.groups = groups
-        # A weight of 4 bits is unpacked again: kept for the backward pass, all would be in memory at once.
+        # A weight in few bits is unpacked again: kept for the backward pass, all would be in memory at once.
         ctx.weight = weight
         ctx.save_for_backward(x, *hidden, *factors)
         return y
@@ -93,7 +93,7 @@ class _PackedLoraFunction(torch.autograd.Function):
         hidden, factors = rest[: len(groups)], rest[len(groups) :]
         trials = groups[-1].stop
         grad_y = grad_y.contiguous()
-        grad_x = grad_y @ ctx.weight() if ctx.needs_input_grad[0] else None
+        grad_x = grad_y @ ctx.weight(grad_y.dtype) if ctx.needs_input_grad[0] else None
         x_by_trial, dy_by_trial = x.view(trials, -1, x.shape[-1]), grad_y.view(trials, -1, grad_y.shape[-1])
         grad_factors: list[Tensor] = []
         for group, h, a, b in zip(groups, hidden, factors[::2], factors[1::2], strict=True):
@@ -119,9 +119,9 @@ class PackedLora(nn.Module):
         self.factors = nn.ParameterList(factors)
         self._transposed = not isinstance(base, nn.Linear)
 
-    def weight(self) -> Float[Tensor, "d_out d_in"]:
-        """The frozen weight, as nn.Linear stores it; of 4 bits a new tensor."""
-        weight = frozen_weight(self.base)
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+        """The frozen weight, as nn.Linear stores it; of few bits a new tensor."""
+        weight = frozen_weight(self.base, dtype)
         return weight.t() if self._transposed else weight
 
     @property

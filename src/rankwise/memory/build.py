@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rankwise.base.quantize import quantization_config
+from rankwise.base.quantize import Quantization, quantization_config
 from rankwise.base.shapes import head_modules, is_causal, match_targets
 from rankwise.errors import UserError
-from rankwise.memory.settings import Quantization, StepSettings
+from rankwise.memory.settings import StepSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

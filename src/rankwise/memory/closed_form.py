@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rankwise.base.quantize import Quantization
 from rankwise.base.shapes import LinearLayer
-from rankwise.memory.settings import DTYPE_BYTES, Quantization, StepSettings
+from rankwise.memory.settings import DTYPE_BYTES, StepSettings
 from rankwise.records import MemoryParts
 
 # Bytes of a quantised weight. Sources: Dettmers et al. 2023, arXiv 2305.14314, section 3: 4 bits and a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from rankwise.base import quantize as base
+from rankwise.base.quantize import Quantization
 from rankwise.errors import UserError
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -14,7 +14,6 @@ Attention: TypeAlias = Literal["sdpa", "eager"]
 Loss: TypeAlias = Literal["full", "chunked"]
 Method: TypeAlias = Literal["simulate", "formula"]
 Engine: TypeAlias = Literal["peft", "pack"]
-Quantization: TypeAlias = Literal[base.Quantization, "int8"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 

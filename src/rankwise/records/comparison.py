@@ -118,13 +118,14 @@ class RankComparison:
     `adapter` is a PEFT directory: of the recommended rank's trials the one with the lowest validation loss (of all
     chosen trials where no rank is recommended). `alternatives` are the answers under further scalings; their rows
     follow those of the first. `accuracy_of` says what accuracies are shares of. `full` is full fine-tuning, where that
-    was asked for.
+    was asked for. `base` is the base model's dtype, or how its weights are quantised; `over` are the comparisons over
+    further ones.
     """
 
     run: Path
     model: str
     task: str
-    accuracy_of: Literal["examples", "tokens", "completions"]
+    accuracy_of: Literal["examples", "tokens", "completions", "choices"]
     experiments: tuple[RankExperiment, ...]
     baseline: Baseline
     recommendation: Recommendation
@@ -133,6 +134,8 @@ class RankComparison:
     adapter: Path
     notes: tuple[str, ...] = ()
     full: FullFineTuning | None = None
+    base: str = "float32"
+    over: tuple[RankComparison, ...] = ()
 
     def to_pandas(self) -> pd.DataFrame:
         """The experiments, a row each."""
@@ -155,5 +158,7 @@ class RankComparison:
             "alternatives": [dataclasses.asdict(alternative) for alternative in self.alternatives],
             "accuracy_of": self.accuracy_of,
             "full": None if self.full is None else dataclasses.asdict(self.full),
+            "base": self.base,
+            "over": [one.to_dict() for one in self.over],
         }
         return {name: plain(value) for name, value in document.items()}

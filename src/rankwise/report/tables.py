@@ -21,6 +21,7 @@ _ACCURACY = {
     "examples": "Accuracy",
     "tokens": "Accuracy (share of learned tokens)",
     "completions": "Accuracy (share of whole completions)",
+    "choices": "Accuracy (share of examples whose right choice is the likeliest)",
 }
 
 
@@ -100,7 +101,7 @@ class _ComparisonTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         wide = options.max_width >= _WIDE
         table = Table(
-            title=Text(f"{self.comparison.task} on {self.comparison.model}"),
+            title=Text(_title(self.comparison)),
             caption=Text(_caption(self.comparison, wide=wide)),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
@@ -121,6 +122,11 @@ class _ComparisonTable:
         if self.comparison.full is not None:
             table.add_row(*(column.of_full(self.comparison.full) for column in columns))
         yield table
+
+
+def _title(comparison: RankComparison) -> str:
+    base = "" if comparison.base in ("float32", "bfloat16") else f" in {comparison.base}"
+    return f"{comparison.task} on {comparison.model}{base}"
 
 
 def _caption(comparison: RankComparison, *, wide: bool) -> str:

@@ -3,6 +3,8 @@
 - `messages`: a conversation, rendered by the tokenizer's chat template; learned are the assistant's turns.
 - `prompt` and `completion`: two texts, taken as they stand, or two lists of messages; learned is the completion.
 - `instruction`, `input` and `output` (Alpaca): by the chat template, or without one by Alpaca's own prompt.
+- `prompt` (or `question`), `choices` and `answer`: a multiple choice; learned is the right choice, and an example is
+  right where that is likelier than the others.
 - `text`: learned as a whole.
 
 Where there is no template the text begins and ends with the tokenizer's own tokens for that.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ SHAPES = (
     Shape(("messages",)),
     Shape(("prompt", "completion")),
     Shape(("instruction", "output"), optional=("input",)),
+    *(Shape((asked, "choices", "answer")) for asked in ("prompt", "question")),
     Shape(("text",)),
 )
 
@@ -56,17 +59,21 @@ class Rendered:
     """A text with the special tokens in it, and its learned parts as (start, end), in characters and in order.
 
     `skipped` counts turns of the assistant that are read and not learned: the template writes them otherwise later on.
+    `rivals` are the wrong choices of a multiple choice.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     skipped: int = 0
+    rivals: tuple[Rendered, ...] = ()
 
 
 def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """A row of one of the shapes. Raises `BadExample`, and `UserError` for messages without a chat template."""
     if "messages" in row:
         return _render_messages(_messages(row["messages"], "messages"), 0, tokenizer)
+    if "choices" in row:
+        return _multiple_choice(row, tokenizer)
     if "text" in row:
         return _whole("", _text(row["text"], "text"), tokenizer)
     if "prompt" in row:
@@ -86,6 +93,37 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
         return _whole(prompt_text, output, tokenizer)
     asked = {"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}
     return _render_messages([asked, {"role": "assistant", "content": output}], 0, tokenizer)
+
+
+def _multiple_choice(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    asked = "prompt" if "prompt" in row else "question"
+    prompt, choices = _text(row[asked], asked), row["choices"]
+    if isinstance(choices, str):
+        try:
+            choices = json.loads(choices)
+        except (ValueError, RecursionError):
+            raise BadExample("choices is not a list of texts") from None
+    if not isinstance(choices, list | tuple | np.ndarray) or len(choices) < 2:
+        raise BadExample("choices is not a list of two texts or more")
+    texts = [_text(choice, f"choice {number}") for number, choice in enumerate(choices)]
+    if len(set(texts)) < len(texts):
+        raise BadExample("two choices are the same")
+    right = _right(row["answer"], texts)
+    wholes = [_whole(prompt, text, tokenizer) for text in texts]
+    return replace(wholes[right], rivals=tuple(whole for number, whole in enumerate(wholes) if number != right))
+
+
+def _right(answer: Any, choices: list[str]) -> int:
+    """The number of the right choice, which is given as such, counted from 0, or as its text."""
+    text = _text(answer, "answer")
+    found = {choices.index(text)} if text in choices else set()
+    if text.isdecimal() and int(text) < len(choices):
+        found.add(int(text))
+    if not found:
+        raise BadExample("answer is neither one of the choices nor the number of one, counted from 0")
+    if len(found) > 1:
+        raise BadExample(f"answer {text} is one of the choices, and the number of another: which is meant?")
+    return found.pop()
 
 
 def _whole(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:

@@ -26,7 +26,8 @@ CHUNK = 4096  # examples tokenised at once: bounds the Python lists, keeps every
 class Examples:
     """Examples of one split before tokenising; `ids`, `labels` and `groups` as in `Split`.
 
-    `spans` are, in instruction tuning, the parts of each text that are learned: (start, end) in characters.
+    `spans` are, in instruction tuning, the parts of each text that are learned: (start, end) in characters. `rivals`
+    are the wrong choices of a multiple choice, each with the id of its example.
     """
 
     ids: Int[np.ndarray, " examples"]
@@ -35,6 +36,7 @@ class Examples:
     labels: Int[np.ndarray, " examples"]
     groups: Int[np.ndarray, " examples"] | None = None
     spans: list[tuple[tuple[int, int], ...]] | None = None
+    rivals: Examples | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,6 +49,9 @@ class Examples:
             labels=self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             spans=None if self.spans is None else [self.spans[row] for row in rows],
+            rivals=None
+            if self.rivals is None
+            else self.rivals.take(np.flatnonzero(np.isin(self.rivals.ids, self.ids[rows]))),
         )
 
 

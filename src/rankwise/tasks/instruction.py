@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,12 +98,20 @@ def rendered_examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple
             used.append(number)
         except BadExample as error:
             bad.append(f"{table.origin}, {table.place(number)}: {error}")
-    ids = np.array(used, dtype=np.int64)
-    examples = Examples(
+    rivals = [(number, rival) for number, one in zip(used, rendered, strict=True) for rival in one.rivals]
+    examples = replace(
+        _as_examples(used, rendered),
+        rivals=_as_examples([number for number, _ in rivals], [rival for _, rival in rivals]) if rivals else None,
+    )
+    return examples, bad, sum(one.skipped for one in rendered)
+
+
+def _as_examples(numbers: Sequence[int], rendered: Sequence[Rendered]) -> Examples:
+    ids = np.array(numbers, dtype=np.int64)
+    return Examples(
         ids=ids,
         texts=[one.text for one in rendered],
         pairs=None,
         labels=np.zeros_like(ids),
         spans=[one.spans for one in rendered],
     )
-    return examples, bad, sum(one.skipped for one in rendered)

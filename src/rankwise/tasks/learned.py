@@ -7,7 +7,7 @@ that a model is given when it is used, and no token lies across the border.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,11 @@ def build_learned_task(
         if not len(parts[split]):
             raise UserError(f"{split}: no example has a token that can be learned")
         cut += cut_here
+        if examples.rivals is not None and split != "train":
+            kept = examples.rivals.take(np.flatnonzero(np.isin(examples.rivals.ids, parts[split].example_ids)))
+            rivals, cut_here = tokenise(tokenizer, kept, max_length, learn_prompts=learn_prompts)
+            parts[split] = replace(parts[split], rivals=rivals)
+            cut += cut_here
     assert tokenizer.pad_token_id is not None
     return Task(
         name=name,

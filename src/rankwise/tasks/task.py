@@ -58,7 +58,8 @@ class Split:
 
     `example_ids` name the rows of the source; `groups` are the clusters for the statistics
     (docmatch: the source file), None where every example stands alone. `labels` are class numbers, and `learned` is
-    None; in instruction tuning `learned` has a 1 for each token that is learned, and `labels` are 0.
+    None; in instruction tuning `learned` has a 1 for each token that is learned, and `labels` are 0. In a multiple
+    choice `rivals` are the wrong choices, each with the id of its example; the example itself is the right one.
     """
 
     example_ids: np.ndarray
@@ -67,6 +68,7 @@ class Split:
     labels: np.ndarray
     groups: np.ndarray | None = None
     learned: Ragged | None = None
+    rivals: Split | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,8 +91,9 @@ class Task:
 
     `outcomes` is how many classes, or tokens, there are to choose from; `labels` names the classes, and is empty in
     instruction tuning. There an example's accuracy is the share of its learned tokens that are the model's first
-    choice, or with `exact` whether all of them are. `notes` are sentences for the user about what preparing the data
-    changed. `retained` are other texts, which are only scored, before and after: what do adapters forget?
+    choice, with `exact` whether all of them are, and in a multiple choice whether its mean NLL is the lowest. `notes`
+    are sentences for the user about what preparing the data changed. `retained` are other texts, which are only scored,
+    before and after: what do adapters forget?
     """
 
     name: str

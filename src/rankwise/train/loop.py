@@ -169,7 +169,18 @@ def score(base: BaseModel, trials: int, task: Task, split: Split) -> Scores:
         correct[:, rows] = (right == 1).float() if task.exact else right
         if predicted is not None and of.predicted is not None:
             predicted[:, rows] = of.predicted.cpu().numpy()
+    if split.rivals is not None:
+        correct = _chosen(nll, split, score(base, trials, task, split.rivals).nll, split.rivals)
     return Scores(nll, correct, predicted)
+
+
+def _chosen(nll: np.ndarray, split: Split, nll_of_rivals: np.ndarray, rivals: Split) -> np.ndarray:
+    """1 where an example's NLL is below that of all its rivals, else 0."""
+    order = np.argsort(split.example_ids)
+    rows = order[np.searchsorted(split.example_ids, rivals.example_ids, sorter=order)]
+    best = np.full(nll.T.shape, np.inf)
+    np.minimum.at(best, rows, nll_of_rivals.T)
+    return (nll < best.T).astype(nll.dtype)
 
 
 @contextmanager

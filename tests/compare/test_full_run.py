@@ -1,0 +1,154 @@
+"""A comparison with its upper end, full fine-tuning, and with texts that are scored to see what is forgotten."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rankwise.compare import full
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.run import Stage, run_rank_comparison
+from rankwise.records import RankComparison
+from rankwise.report.tables import comparison_table
+from tests.compare.runs import KilledError, journal, numbers
+from tests.compare.test_instruction_run import conversations
+from tests.compare.test_instruction_run import model as model  # a fixture
+
+TEXT = "two hills and a road by the sea. one tree on the hill, two on the road. "
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
+    data = tmp_path_factory.mktemp("data")
+    (data / "other.txt").write_text(TEXT * 8)
+    return ComparisonConfig(
+        model=str(model),
+        task="instruction",
+        train=conversations(data / "train.jsonl", 120),
+        retain=data / "other.txt",
+        ranks=(1, 4),
+        learning_rates=(1e-2,),
+        full_learning_rates=(1e-3, 1e-2, 1e6),
+        seeds=2,
+        steps=30,
+        evaluations=2,
+        max_length=48,
+        dtype="float32",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
+    return run_rank_comparison(config, run=tmp_path_factory.mktemp("run") / "first")
+
+
+def test_all_weights_are_trained_and_gain_over_the_model_as_it_is(finished: RankComparison) -> None:
+    assert finished.full is not None
+    assert finished.full.trainable_params > 4 * finished.experiments[-1].trainable_params
+    assert finished.full.nll < finished.baseline.nll
+    assert finished.full.accuracy_low is not None
+    assert finished.full.accuracy_low < finished.full.accuracy
+    assert json.loads((finished.run / "experiments.json").read_text())["full"]["nll"] == finished.full.nll
+
+
+def test_its_rate_is_chosen_on_validation_among_those_that_did_not_diverge(finished: RankComparison) -> None:
+    events = journal(finished.run, "fine-tuned")
+    assert len(events) == 6
+    assert [event["status"] for event in events if "lr1000000.0" in event["id"]] == ["diverged", "diverged"]
+    means = {
+        rate: np.mean([event["validation_nll"] for event in events if f"lr{rate!r}-" in event["id"]])
+        for rate in (1e-3, 1e-2)
+    }
+    assert finished.full is not None
+    assert finished.full.learning_rate == min(means, key=lambda rate: means[rate])
+    scores = [
+        pd.read_parquet(finished.run / "trials" / f"full-lr{finished.full.learning_rate!r}-s{seed}" / "scores.parquet")
+        for seed in (0, 1)
+    ]
+    assert finished.full.nll == pytest.approx(np.mean([one["nll"].mean() for one in scores]))
+
+
+def test_forgetting_is_what_the_texts_lose_to_rank_0(finished: RankComparison, config: ComparisonConfig) -> None:
+    before = pd.read_parquet(finished.run / "baseline" / "retained.parquet")
+    assert before["tokens"].tolist() == [47] * (len(before) - 1) + [(8 * len(TEXT) - 1) % 48]
+    assert finished.baseline.retained_nll == pytest.approx(before["nll"].mean())
+    for row in finished.experiments:
+        trials = [config.trial(row.rank, row.learning_rate, seed) for seed in (0, 1)]
+        after = [pd.read_parquet(finished.run / "trials" / trial.id / "retained.parquet")["nll"] for trial in trials]
+        assert row.retained_nll == pytest.approx(np.mean(after))
+        assert row.forgetting == pytest.approx(np.mean(after) - before["nll"].mean())
+        assert row.forgetting_low is not None
+        assert row.forgetting_high is not None
+        assert row.forgetting_low < row.forgetting < row.forgetting_high
+    assert finished.full is not None
+    assert finished.full.forgetting is not None
+    assert "what is forgotten of other texts" in finished.recommendation.unknown
+
+
+def test_the_table_shows_both_ends_and_what_is_forgotten(finished: RankComparison) -> None:
+    for width in (80, 200):
+        console = Console(width=width)
+        with console.capture() as captured:
+            console.print(comparison_table(finished))
+        lines = [line.rstrip() for line in captured.get().splitlines()]
+        assert all(len(line) <= width for line in lines)
+        assert sum("forgets" in line for line in lines) == 1
+        rows = {line.split()[0]: line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["4"], ["full"])}
+        assert list(rows) == ["0", "1", "4", "full"]
+        forgetting = {"1": finished.experiments[0].forgetting, "4": finished.experiments[1].forgetting}
+        for rank, value in forgetting.items():
+            assert rows[rank][-1] == f"{value:+.3f}".replace("-", "−")
+        assert rows["0"][-1] == "0"
+        assert any("full fine-tuning" in line for line in lines)
+
+
+def test_a_run_that_is_killed_in_full_fine_tuning_ends_with_the_same_numbers(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    def killed(event: object) -> None:
+        if isinstance(event, Stage) and "seed 1" in event.text and (event.share or 0) > 0.5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_rank_comparison(config, run=tmp_path / "run", observe=killed)
+    assert len(journal(tmp_path / "run", "fine-tuned")) == 1
+    again = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    assert numbers(tmp_path / "run") == numbers(finished.run)
+    assert again.full is not None
+    assert finished.full is not None
+    assert again.full.nll == finished.full.nll
+
+
+def test_both_may_be_added_to_a_run_and_nothing_is_trained_twice(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    without = run_rank_comparison(replace(config, retain=None, full_learning_rates=None), run=run)
+    assert without.full is None
+    assert without.baseline.retained_nll is None
+    assert any("not measured" in text for text in without.recommendation.unknown)
+    run_rank_comparison(config, run=run, resume=True)
+    assert numbers(run) == numbers(finished.run)
+    monkeypatch.setattr(full, "fine_tune", lambda *arguments: pytest.fail("trained again"))
+    third = run_rank_comparison(config, run=run, resume=True)
+    assert third.full is not None
+    assert numbers(run) == numbers(finished.run)
+
+
+def test_other_retained_texts_are_scored_anew(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    short = replace(config, full_learning_rates=None)
+    run_rank_comparison(short, run=run)
+    (tmp_path / "other.txt").write_text("nothing but hills. " * 9)
+    other = run_rank_comparison(replace(short, retain=tmp_path / "other.txt"), run=run, resume=True)
+    assert other.baseline.retained_nll != finished.baseline.retained_nll
+    assert other.experiments[0].nll == finished.experiments[0].nll
