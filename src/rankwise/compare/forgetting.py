@@ -24,7 +24,7 @@ NOTHING_RETAINED = Forgotten(retained_nll=None, forgetting=None, forgetting_low=
 
 def forgotten(before: Scores, after: Scores, groups: np.ndarray | None) -> Forgotten:
     """The rise of the texts' NLL from rank 0, (1, texts), to trials of all seeds, (seeds, texts)."""
-    rise = crossed_interval((after.nll - before.nll).astype(np.float64), groups=groups)
+    rise = crossed_interval(after.nll.astype(np.float64) - before.nll, groups=groups)
     return Forgotten(
         retained_nll=float(after.nll.mean(dtype=np.float64)),
         forgetting=rise.mean,
