@@ -1,0 +1,64 @@
+"""One comparison over several bases: the first answers, the others say whether the conclusion flips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.run import run_rank_comparison
+from rankwise.errors import UserError
+from tests.compare.runs import numbers
+from tests.compare.test_instruction_run import conversations
+from tests.compare.test_instruction_run import model as model  # a fixture
+
+pytest.importorskip("bitsandbytes")
+
+
+def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: Path, tmp_path: Path) -> None:
+    config = ComparisonConfig(
+        model=str(model),
+        task="instruction",
+        train=conversations(tmp_path / "train.jsonl", 60),
+        ranks=(1, 2),
+        learning_rates=(1e-2,),
+        seeds=2,
+        steps=10,
+        evaluations=1,
+        max_length=48,
+        bases="float32,int8",
+        device="cpu",
+    )
+    both = run_rank_comparison(config, run=tmp_path / "both")
+    (over,) = both.over
+    assert (both.base, over.base) == ("float32", "int8")
+    assert over.run == tmp_path / "both" / "bases" / "int8"
+    assert sum(note.startswith("over int8: the conclusion ") for note in both.notes) == 1
+    document = json.loads((both.run / "experiments.json").read_text())
+    assert [one["base"] for one in document["over"]] == ["int8"]
+    alone = run_rank_comparison(replace(config, bases=None, quantize="int8"), run=tmp_path / "alone")
+    assert numbers(alone.run) == numbers(over.run)
+    assert [row.nll for row in over.experiments] != [row.nll for row in both.experiments]
+    again = run_rank_comparison(config, run=tmp_path / "both", resume=True)
+    assert [row.nll for row in again.over[0].experiments] == [row.nll for row in over.experiments]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"bases": "nf5"}, "bases: 'nf5' is not one of float32, bfloat16, nf4, nf4-double, int8"),
+        ({"bases": "nf4,nf4"}, "bases: base nf4 given more than once"),
+        ({"bases": "nf4", "quantize": "int8"}, "quantize and bases are both given: leave one out"),
+        (
+            {"bases": "float32,nf4", "full_learning_rates": "1e-4"},
+            "full-learning-rates: weights in nf4 cannot be trained; leave one out",
+        ),
+    ],
+)
+def test_bases_that_cannot_be_are_one_line(options: dict[str, str], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        ComparisonConfig.from_mapping({"train": "train.csv"} | options, "the command line")
+    assert str(error.value) == line
