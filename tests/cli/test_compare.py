@@ -58,9 +58,10 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
             *("rank", "alpha", "use_rslora", "learning_rate", "trainable_params", "accuracy", "accuracy_low"),
             *("accuracy_high", "nll", "macro_f1", "mcc", "training_time_seconds", "peak_memory_bytes", "seeds"),
             *("verdict", "difference", "difference_low", "difference_high"),
+            *("retained_nll", "forgetting", "forgetting_low", "forgetting_high"),
         }
     ] * 2
-    assert set(document["baseline"]) == {"accuracy", "nll"}
+    assert set(document["baseline"]) == {"accuracy", "nll", "retained_nll"}
     wanted = {
         *("status", "rank", "alpha", "use_rslora", "learning_rate", "margin", "keep", "metric", "reason", "needed"),
     }
