@@ -12,25 +12,21 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.errors import UserError
 from tests.compare.runs import numbers
-from tests.compare.test_instruction_run import conversations
+from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.compare.test_instruction_run import model as model  # a fixture
 
 pytest.importorskip("bitsandbytes")
 
 
 def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: Path, tmp_path: Path) -> None:
-    config = ComparisonConfig(
-        model=str(model),
-        task="instruction",
-        train=conversations(tmp_path / "train.jsonl", 60),
+    config = instruction_config(
+        model,
+        conversations(tmp_path / "train.jsonl", 60),
         ranks=(1, 2),
-        learning_rates=(1e-2,),
-        seeds=2,
         steps=10,
         evaluations=1,
-        max_length=48,
+        dtype="auto",
         bases="float32,int8",
-        device="cpu",
     )
     both = run_rank_comparison(config, run=tmp_path / "both")
     (over,) = both.over

@@ -17,7 +17,7 @@ from rankwise.compare.run import Stage, run_rank_comparison
 from rankwise.records import RankComparison
 from rankwise.report.tables import comparison_table
 from tests.compare.runs import KilledError, journal, numbers
-from tests.compare.test_instruction_run import conversations
+from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.compare.test_instruction_run import model as model  # a fixture
 
 TEXT = "two hills and a road by the sea. one tree on the hill, two on the road. "
@@ -27,20 +27,11 @@ TEXT = "two hills and a road by the sea. one tree on the hill, two on the road. 
 def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
     data = tmp_path_factory.mktemp("data")
     (data / "other.txt").write_text(TEXT * 8)
-    return ComparisonConfig(
-        model=str(model),
-        task="instruction",
-        train=conversations(data / "train.jsonl", 120),
+    return instruction_config(
+        model,
+        conversations(data / "train.jsonl", 120),
         retain=data / "other.txt",
-        ranks=(1, 4),
-        learning_rates=(1e-2,),
         full_learning_rates=(1e-3, 1e-2, 1e6),
-        seeds=2,
-        steps=30,
-        evaluations=2,
-        max_length=48,
-        dtype="float32",
-        device="cpu",
     )
 
 

@@ -42,21 +42,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def instruction_config(model: Path, train: Path, **changed: object) -> ComparisonConfig:
+    """Two ranks and two seeds, some seconds."""
+    options: dict[str, object] = {
+        "ranks": (1, 4),
+        "learning_rates": (1e-2,),
+        "seeds": 2,
+        "steps": 30,
+        "evaluations": 2,
+        "max_length": 48,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    values = {"model": str(model), "task": "instruction", "train": train} | options | changed
+    return ComparisonConfig.from_mapping(values, "a test")
+
+
 @pytest.fixture(scope="module")
 def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
-    return ComparisonConfig(
-        model=str(model),
-        task="instruction",
-        train=conversations(tmp_path_factory.mktemp("data") / "train.jsonl", 120),
-        ranks=(1, 4),
-        learning_rates=(1e-2,),
-        seeds=2,
-        steps=30,
-        evaluations=2,
-        max_length=48,
-        dtype="float32",
-        device="cpu",
-    )
+    return instruction_config(model, conversations(tmp_path_factory.mktemp("data") / "train.jsonl", 120))
 
 
 @pytest.fixture(scope="module")

@@ -105,19 +105,24 @@ def test_a_trial_is_trained_as_peft_trains_it(base: BaseModel) -> None:
     assert abs(losses[-1] - losses[0]) > 10 * CLOSE * losses[0]
 
 
-def test_peft_loads_the_adapter_over_a_base_in_4_bits(base: BaseModel, tmp_path: Path) -> None:
+def losses_of_an_adapter(base: BaseModel, directory: Path) -> tuple[float, float]:
+    """The loss with a random adapter here, and with the same one read from `directory` by PEFT over bitsandbytes."""
     task = TASK if base.causal else token_task()
     targets = targets_of(base)
     state = random_state(base, TRIAL, targets)
-    write_adapter(tmp_path / "adapter", base, TRIAL, state, targets)
+    write_adapter(directory, base, TRIAL, state, targets)
     batch = collate(task.train, np.arange(6), pad_token_id=0)
     with attached(base, [TRIAL], targets) as pack, torch.no_grad():
         pack.load(0, state)
         ours = likelihood(base, 1, batch).nll.sum() / batch.outcomes
-    adapted = load_peft_model(reference(base), tmp_path / "adapter").eval()  # type: ignore[arg-type]
+    adapted = load_peft_model(reference(base), directory).eval()  # type: ignore[arg-type]
     with torch.no_grad():
-        theirs = loss_of(base, adapted, batch)
-    assert ours.item() == pytest.approx(theirs.item(), rel=CLOSE)
+        return ours.item(), loss_of(base, adapted, batch).item()
+
+
+def test_peft_loads_the_adapter_over_a_base_in_4_bits(base: BaseModel, tmp_path: Path) -> None:
+    ours, theirs = losses_of_an_adapter(base, tmp_path / "adapter")
+    assert ours == pytest.approx(theirs, rel=CLOSE)
 
 
 def test_a_weight_is_unpacked_anew_and_not_kept(base: BaseModel) -> None:
@@ -164,17 +169,9 @@ def test_a_weight_in_8_bits_is_within_half_a_step_and_peft_loads_the_adapter_ove
         assert ((before - after).abs() <= 0.6 * step).all()
     layer = base.model.get_submodule(targets[0].name)
     assert stored_bytes(layer) == targets[0].weights + 4 * targets[0].d_out
-    state = random_state(base, TRIAL, targets)
-    write_adapter(tmp_path / "adapter", base, TRIAL, state, targets)
-    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
-    with attached(base, [TRIAL], targets) as pack, torch.no_grad():
-        pack.load(0, state)
-        ours = likelihood(base, 1, batch).nll.sum() / batch.outcomes
-    adapted = load_peft_model(reference(base), tmp_path / "adapter").eval()  # type: ignore[arg-type]
-    with torch.no_grad():
-        theirs = loss_of(base, adapted, batch)
+    ours, theirs = losses_of_an_adapter(base, tmp_path / "adapter")
     # bitsandbytes rounds the activations, too.
-    assert ours.item() == pytest.approx(theirs.item(), rel=0.05)
+    assert ours == pytest.approx(theirs, rel=0.05)
 
 
 @pytest.mark.parametrize("how", ["nf4", "nf4-double"])

@@ -62,6 +62,21 @@ def test_the_right_choice_is_learned_and_the_wrong_ones_are_its_rivals(
         }
 
 
+def test_other_rivals_are_other_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The right choices are the same, but whether a model chooses them is another question."""
+
+    def test_split(last: str, cap: int) -> Split:
+        rows = [{"prompt": f"{number} and ", "choices": ["sea", last], "answer": 0} for number in range(30)]
+        file = written(tmp_path / "choices.jsonl", rows)
+        return load_instruction(
+            train=file, validation=None, test=None, tokenizer=tokenizer, max_length=64, test_examples=cap
+        ).test
+
+    five = test_split("road", cap=5)
+    assert five.fingerprint() != test_split("tree", cap=5).fingerprint()
+    assert test_split("road", cap=3).fingerprint() == five.fingerprint(first=3) != five.fingerprint()
+
+
 def test_a_model_is_right_where_no_rival_has_a_lower_mean_nll(task: Task, tmp_path: Path) -> None:
     directory = save_model(tmp_path / "llama", "llama", AutoModelForCausalLM.from_config, vocab_size=task.outcomes)
     base = load_base(directory, num_labels=None, dtype="float32", device="cpu")

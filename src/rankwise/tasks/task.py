@@ -74,7 +74,7 @@ class Split:
         return len(self.labels)
 
     def fingerprint(self, first: int | None = None) -> str:
-        """SHA-256 over tokens and labels of the `first` rows (all by default)."""
+        """SHA-256 over tokens, labels and rivals of the `first` rows (all by default)."""
         count = len(self) if first is None else first
         digest = hashlib.sha256()
         digest.update(self.input_ids.flat[: self.input_ids.offsets[count]].tobytes())
@@ -82,6 +82,9 @@ class Split:
         digest.update(np.asarray(self.labels[:count], dtype=np.int64).tobytes())
         if self.learned is not None:
             digest.update(self.learned.flat[: self.learned.offsets[count]].tobytes())
+        if self.rivals is not None:
+            for row in np.flatnonzero(np.isin(self.rivals.example_ids, self.example_ids[:count])):
+                digest.update(self.rivals.example_ids[row].tobytes() + self.rivals.input_ids[row].tobytes())
         return digest.hexdigest()
 
 
