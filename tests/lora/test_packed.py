@@ -55,12 +55,12 @@ def test_a_starts_in_the_distribution_that_peft_draws_from() -> None:
     assert stats.ks_2samp(ours.flatten(), theirs.flatten()).pvalue > 0.01
 
 
-def groups_of(*members: tuple[int, list[float]]) -> list[RankGroup]:
-    """Rank groups of (rank, scalings of its trials)."""
+def groups_of(*members: tuple[int, int]) -> list[RankGroup]:
+    """Rank groups of (rank, number of its trials)."""
     groups: list[RankGroup] = []
-    for rank, scalings in members:
+    for rank, trials in members:
         start = groups[-1].stop if groups else 0
-        groups.append(RankGroup(start, start + len(scalings), rank, torch.tensor(scalings).view(-1, 1, 1)))
+        groups.append(RankGroup(start, start + trials, rank))
     return groups
 
 
@@ -82,8 +82,7 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
         return torch.randn(shape, generator=generator)
 
     base = torch.nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
-    members = [(rank, [0.5 + trial for trial in range(count)]) for rank, count in zip(ranks, counts, strict=False)]
-    groups = groups_of(*members)
+    groups = groups_of(*zip(ranks, counts, strict=False))
     trials = groups[-1].stop
     factors = [
         torch.nn.Parameter(random(group.stop - group.start, *shape))
@@ -103,7 +102,7 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
             trial = group.start + index
             rows = x[2 * trial : 2 * trial + 2]
             low = functional.linear(functional.linear(rows, a[index]), b[index])
-            parts.append(base(rows) + group.scaling[index] * low)
+            parts.append(base(rows) + low)
     expected = torch.cat(parts)
     theirs = torch.autograd.grad((expected * direction).sum(), inputs)
 
@@ -113,7 +112,7 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
 
 
 def test_a_head_computes_in_float32_under_a_bfloat16_base() -> None:
-    groups = groups_of((2, [1.0, 1.0]), (3, [1.0]))
+    groups = groups_of((2, 2), (3, 1))
     weights = [torch.nn.Parameter(torch.randn(count, 4, 8)) for count in (2, 1)]
     biases = [torch.nn.Parameter(torch.randn(count, 4)) for count in (2, 1)]
     x = torch.randn(6, 5, 8, dtype=torch.bfloat16)

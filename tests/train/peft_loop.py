@@ -55,7 +55,7 @@ def plain_loop(
     losses = []
     rows = training_rows(task.train.input_ids.lengths, settings.batch_size, trial.seed)
     for batch_rows in islice(rows, settings.steps):
-        loss = loss_of(model, collate(task.train, batch_rows, pad_token_id=0))
+        loss = loss_of(model, collate(task.train, batch_rows, pad_token_id=0).to(trained[0].device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()

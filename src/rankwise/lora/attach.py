@@ -1,10 +1,13 @@
 """Put a pack's adapters on a base model, take them off again, and slice out one trial.
 
 Everything a trial trains (each A and B, each head) lies in one float32 row, and the rows of
-equal-rank trials lie in one matrix. A layer's parameters are views into it. So a trial's gradient
-norm is the norm of a row, an optimiser has one parameter a trial, a checkpoint is a few
-matrices, and a trial's memory is countable by eye. Gradients come as autograd makes them and are
-gathered into such a matrix once a step: one pass over the adapters' parameters, which is little.
+equal-rank trials lie in one matrix. So a trial's gradient norm is the norm of a row, an optimiser has
+one parameter a trial, a checkpoint is a few matrices, and a trial's memory is countable by eye.
+
+A row begins with all of A, then comes all of B, then the heads. Layers compute with a copy of A and B, A scaled and
+both in the base model's dtype, that is made once a step: on a GPU the many small casts of a layer at a time would
+take longer than its products. Gradients come as autograd makes them, of the copy, and are gathered into such a
+matrix once a step.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from itertools import groupby
 from typing import cast
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from rankwise.base.load import BaseModel
+from rankwise.base.load import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.packed import PackedLinear, PackedLora, RankGroup, generator_for, initial_a
 from rankwise.records import Trial
@@ -42,12 +45,26 @@ class Section:
 
 @dataclass(frozen=True)
 class PackGroup:
-    """The storage of one rank group: a row a trial. `parameters` are views of `values`, (trials, *shape) each."""
+    """The storage of one rank group: a row a trial.
+
+    The first `in_a` columns of `values` are those of A, and `copied` is what layers compute with of A and B: its
+    width ends where the heads begin. `parameters` are views, (trials, *shape) each, of `copied`; heads' of `values`.
+    """
 
     group: RankGroup
+    scaling: Float32[Tensor, "trials 1"]
     sections: tuple[Section, ...]
+    in_a: int
     values: Float32[Tensor, "trials params"]
+    copied: Float[Tensor, "trials adapters"]
     parameters: Mapping[str, nn.Parameter]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Let the layers see `values` as they are now."""
+        in_b = slice(self.in_a, self.copied.shape[1])
+        self.copied[:, : self.in_a] = self.values[:, : self.in_a] * self.scaling
+        self.copied[:, in_b] = self.values[:, in_b]
 
     def take_grads(self) -> Float32[Tensor, "trials params"]:
         """The gradients since the last call, a row a trial in the order of `sections`."""
@@ -57,7 +74,9 @@ class PackGroup:
             # A module that the forward never used has no gradient.
             grads.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
             parameter.grad = None
-        return torch.cat([grad.flatten(1) for grad in grads], dim=1)
+        rows = torch.cat([grad.flatten(1) for grad in grads], dim=1).float()
+        rows[:, : self.in_a] *= self.scaling
+        return rows
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,12 @@ class Pack:
             raise ValueError("the state's tensors are not those of this trial")
         for section in group.sections:
             row[section.offset : section.offset + section.numel] = state[section.name].reshape(-1).to(row)
+        group.refresh()
+
+    def refresh(self) -> None:
+        """Let the layers see the rows as they are now."""
+        for group in self.groups:
+            group.refresh()
 
     def _row(self, index: int) -> tuple[PackGroup, Tensor]:
         for group in self.groups:
@@ -166,30 +191,37 @@ def _allocate(base: BaseModel, trials: Sequence[Trial], targets: Sequence[Linear
     start = 0
     for rank, members in groupby(trials, key=lambda trial: trial.rank):
         same = list(members)
+        in_a, in_b = (rank * sum(sizes) for sizes in ([one.d_in for one in targets], [one.d_out for one in targets]))
         sections = tuple(_sections(base, rank, targets))
-        width = sections[-1].offset + sections[-1].numel
-        values = torch.zeros(len(same), width, device=base.device)
-        scaling = torch.tensor([trial.scaling for trial in same], dtype=torch.float32, device=base.device)
-        group = RankGroup(start, start + len(same), rank, scaling.view(-1, 1, 1))
-        yield PackGroup(group, sections, values, {section.name: _view(values, section) for section in sections})
+        values = torch.zeros(len(same), sections[-1].offset + sections[-1].numel, device=base.device)
+        copied = torch.zeros(len(same), in_a + in_b, dtype=DTYPES[base.dtype], device=base.device)
+        yield PackGroup(
+            group=RankGroup(start, start + len(same), rank),
+            scaling=torch.tensor([[trial.scaling] for trial in same], dtype=torch.float32, device=base.device),
+            sections=sections,
+            in_a=in_a,
+            values=values,
+            copied=copied,
+            parameters={
+                section.name: _view(copied if section.offset < in_a + in_b else values, section) for section in sections
+            },
+        )
         start += len(same)
 
 
 def _sections(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Iterator[Section]:
-    shapes: list[tuple[str, tuple[int, ...]]] = []
-    for target in targets:
-        shapes.append((f"{target.name}.lora_A.weight", (rank, target.d_in)))
-        shapes.append((f"{target.name}.lora_B.weight", (target.d_out, rank)))
+    shapes = {f"{target.name}.lora_A.weight": (rank, target.d_in) for target in targets}
+    shapes |= {f"{target.name}.lora_B.weight": (target.d_out, rank) for target in targets}
     offset = 0
-    for name, shape in [*shapes, *base.trained_shapes.items()]:
+    for name, shape in (shapes | dict(base.trained_shapes)).items():
         section = Section(name, offset, shape)
         yield section
         offset += section.numel
 
 
-def _view(values: Tensor, section: Section) -> nn.Parameter:
+def _view(storage: Tensor, section: Section) -> nn.Parameter:
     columns = slice(section.offset, section.offset + section.numel)
-    return nn.Parameter(values[:, columns].view(len(values), *section.shape))
+    return nn.Parameter(storage[:, columns].view(len(storage), *section.shape))
 
 
 def _swap(base: BaseModel, originals: dict[str, nn.Module], name: str, replacement: nn.Module) -> None:

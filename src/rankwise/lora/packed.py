@@ -8,8 +8,7 @@ padded to another's rank (padding to the largest costs more than packing saves).
 Nothing here mixes trials: row block k of the output depends on row block k of the input and on
 trial k's A and B alone. That is what isolates a diverged trial from the others.
 
-A and B are float32; products run in the dtype of the activations. The scaling is folded into the
-small cast of A, so it costs no pass over the activations.
+A and B come in the dtype of the activations, with the scaling in A, so that it costs no pass over the activations.
 """
 
 from __future__ import annotations
@@ -30,12 +29,11 @@ from rankwise.base.quantize import frozen_weight
 
 @dataclass(frozen=True)
 class RankGroup:
-    """Neighbouring trials of equal rank; `scaling` has shape (trials, 1, 1)."""
+    """Neighbouring trials of equal rank."""
 
     start: int
     stop: int
     rank: int
-    scaling: Float32[Tensor, "trials 1 1"]
 
 
 def initial_a(seed: int, name: str, rank: int, d_in: int) -> Float32[Tensor, "rank d_in"]:
@@ -55,7 +53,7 @@ def generator_for(seed: int, name: str) -> torch.Generator:
 
 
 class _PackedLoraFunction(torch.autograd.Function):
-    """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ for every trial, saving x once and the rank-sized products.
+    """y = x·Wᵀ + b + (x·Aᵀ)·Bᵀ for every trial, saving x once and the rank-sized products.
 
     Written out by hand because autograd would keep the base output and the adapter's output apart and
     add them in a further pass, in the forward and in the backward.
@@ -68,7 +66,7 @@ class _PackedLoraFunction(torch.autograd.Function):
         weight: Callable[[torch.dtype], Float[Tensor, "d_out d_in"]],
         bias: Float[Tensor, " d_out"] | None,
         groups: Sequence[RankGroup],
-        *factors: Float32[Tensor, "_ _ _"],
+        *factors: Float[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
         trials = groups[-1].stop
         y = functional.linear(x, weight(x.dtype), bias)
@@ -76,8 +74,8 @@ class _PackedLoraFunction(torch.autograd.Function):
         hidden = []
         for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
             part = slice(group.start, group.stop)
-            h = torch.bmm(x_by_trial[part], (a * group.scaling).to(x.dtype).transpose(1, 2))
-            y_by_trial[part].baddbmm_(h, b.to(x.dtype).transpose(1, 2))
+            h = torch.bmm(x_by_trial[part], a.transpose(1, 2))
+            y_by_trial[part].baddbmm_(h, b.transpose(1, 2))
             hidden.append(h)
         ctx.groups = groups
         # A weight in few bits is unpacked again: kept for the backward pass, all would be in memory at once.
@@ -98,11 +96,11 @@ class _PackedLoraFunction(torch.autograd.Function):
         grad_factors: list[Tensor] = []
         for group, h, a, b in zip(groups, hidden, factors[::2], factors[1::2], strict=True):
             part = slice(group.start, group.stop)
-            grad_h = torch.bmm(dy_by_trial[part], b.to(x.dtype))
+            grad_h = torch.bmm(dy_by_trial[part], b)
             if grad_x is not None:
-                grad_x.view(x_by_trial.shape)[part].baddbmm_(grad_h, (a * group.scaling).to(x.dtype))
-            grad_factors.append(torch.bmm(grad_h.transpose(1, 2), x_by_trial[part]).float() * group.scaling)
-            grad_factors.append(torch.bmm(dy_by_trial[part].transpose(1, 2), h).float())
+                grad_x.view(x_by_trial.shape)[part].baddbmm_(grad_h, a)
+            grad_factors.append(torch.bmm(grad_h.transpose(1, 2), x_by_trial[part]))
+            grad_factors.append(torch.bmm(dy_by_trial[part].transpose(1, 2), h))
         return grad_x, None, None, None, *grad_factors
 
 

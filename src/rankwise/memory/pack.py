@@ -56,7 +56,7 @@ def trace_pack(
     tracker = StorageTracker()
     tracker.claim([*base.model.parameters(), *base.model.buffers()], "base_weights")
     with attached(base, trials, targets) as pack, checkpointed_activations(base, training):
-        tracker.claim((group.values for group in pack.groups), "adapter_weights")
+        tracker.claim((part for group in pack.groups for part in (group.values, group.copied)), "adapter_weights")
         optimizer = PackOptimizer(pack, training)
         with tracker:
             for number in range(2):

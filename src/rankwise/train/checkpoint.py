@@ -88,6 +88,7 @@ def read_checkpoint(paths: Sequence[Path], pack: Pack, optimizer: torch.optim.Op
             "step": torch.tensor(float(state.step), device=row.device),
             **{moment: state.tensors[moment].to(row.device) for moment in _MOMENTS},
         }
+    pack.refresh()
     return progress
 
 

@@ -80,6 +80,7 @@ class PackOptimizer:
             # The small number is torch.nn.utils.clip_grad_norm_'s.
             row.grad = grad.mul_((self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adamw.step()
+        self.pack.refresh()
 
 
 def run_pack(
