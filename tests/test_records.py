@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.records import Trial
+from rankwise.records import RankComparison, Trial
+from tests.report.samples import RICH
 
 trials = st.builds(
     Trial,
@@ -34,3 +39,24 @@ def test_learning_rates_that_look_alike_have_names_of_their_own() -> None:
 @pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 8.0)])
 def test_scaling(use_rslora: bool, scaling: float) -> None:
     assert Trial(16, 32.0, use_rslora, 1e-3, 0).scaling == scaling
+
+
+def test_a_comparison_is_read_back_from_its_document() -> None:
+    comparison = RICH
+    document = json.loads(json.dumps(comparison.to_dict()))
+    again = RankComparison.from_dict(document)
+    assert again.to_dict() == comparison.to_dict()
+    assert (again.run, again.recommendation, again.over[0].full) == (
+        comparison.run,
+        comparison.recommendation,
+        comparison.over[0].full,
+    )
+    assert math.isnan(again.experiments[1].nll)  # it was not finite
+
+
+@pytest.mark.parametrize("damage", [lambda d: d.pop("baseline"), lambda d: d.update(experiments="none")])
+def test_another_document_is_no_comparison(damage: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(json.dumps(RICH.to_dict()))
+    damage(document)
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        RankComparison.from_dict(document)

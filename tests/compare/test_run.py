@@ -19,6 +19,7 @@ from scipy.special import log_softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
+from rankwise.compare.directory import read_comparison
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
@@ -66,6 +67,21 @@ def rates_of(run: Path, rank: int) -> list[float]:
 @pytest.fixture(scope="module")
 def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
     return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_what_a_run_ended_with_is_read_back_wherever_it_lies(finished: RankComparison, tmp_path: Path) -> None:
+    assert read_comparison(finished.run).to_dict() == finished.to_dict()
+    shutil.copytree(finished.run, tmp_path / "moved")
+    moved = read_comparison(tmp_path / "moved")
+    assert moved.adapter == tmp_path / "moved/adapter"
+    (tmp_path / "moved/experiments.json").write_text('{"run": 1}')
+    with pytest.raises(RunError, match=r"experiments.json is damaged \(.*\); restore it"):
+        read_comparison(tmp_path / "moved")
+    (tmp_path / "moved/experiments.json").unlink()
+    with pytest.raises(UserError, match="has not ended: go on with it"):
+        read_comparison(tmp_path / "moved")
+    with pytest.raises(UserError, match="is not a run directory"):
+        read_comparison(tmp_path)
 
 
 def test_a_row_for_each_rank_with_what_was_asked_for(finished: RankComparison, config: ComparisonConfig) -> None:

@@ -4,72 +4,16 @@ import dataclasses
 import io
 import math
 import re
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from rankwise.records import Baseline, RankComparison, RankExperiment, Recommendation
+from rankwise.records import RankComparison
 from rankwise.report.tables import comparison_notes, comparison_table
+from tests.report.samples import COMPARISON
 
 WIDTHS = [60, 100, 200]
-
-
-def experiment(rank: int, accuracy: float) -> RankExperiment:
-    return RankExperiment(
-        rank=rank,
-        alpha=2.0 * rank,
-        use_rslora=False,
-        learning_rate=3e-4,
-        trainable_params=573_440 * rank + 770,
-        accuracy=accuracy,
-        accuracy_low=accuracy - 0.0123,
-        accuracy_high=min(1.0, accuracy + 0.0123),
-        nll=1.2 - accuracy,
-        macro_f1=accuracy,
-        mcc=2 * accuracy - 1,
-        training_time_seconds=966.7,
-        peak_memory_bytes=22_552_772_608,
-        seeds=5,
-        verdict="sufficient",
-        difference=-0.0012,
-        difference_low=-0.0034,
-        difference_high=0.0056,
-    )
-
-
-COMPARISON = RankComparison(
-    run=Path("runs/docmatch"),
-    model="embedded",
-    task="docmatch",
-    experiments=(experiment(4, 0.7564), experiment(16, 0.8421), experiment(256, 0.9999)),
-    accuracy_of="examples",
-    baseline=Baseline(accuracy=0.7123, nll=0.58),
-    recommendation=Recommendation(
-        status="resolved",
-        rank=4,
-        alpha=8.0,
-        use_rslora=False,
-        learning_rate=3e-4,
-        target_modules="all-linear",
-        margin=0.01,
-        keep=0.95,
-        metric="nll",
-        reason="r=4 loses at most 0.0034 nats to r=256, 95 % sure; no smaller rank was tried",
-        needed=None,
-        guards=(),
-        doubling=None,
-        growing=False,
-        holds_for="200 steps of 8 of the 2,000 training examples",
-        stopped=None,
-        unknown=("ranks below 4",),
-    ),
-    alternatives=(),
-    wall_seconds=99.0,
-    adapter=Path("runs/docmatch/adapter"),
-    notes=("3 examples were cut to 256 tokens, the longest that this model takes, and lost their ends", "another"),
-)
 
 
 def rendered(renderable: RenderableType, width: int = 200) -> list[str]:

@@ -19,6 +19,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
 from rankwise.errors import RunError, UserError
-from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
+from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
@@ -182,6 +183,30 @@ class RunDirectory:
         """Copy a trial's adapter to `adapter/`."""
         source = self.trial(trial) / "adapter"
         write_directory(self.adapter, lambda beside: shutil.copytree(source, beside, dirs_exist_ok=True))
+
+
+def read_comparison(run: Path) -> RankComparison:
+    """The comparison that a run ended with, wherever the run lies now.
+
+    Raises `UserError` where it has not ended, `RunError` where its files are damaged.
+    """
+    file = run / "experiments.json"
+    if not file.is_file():
+        if (run / "comparison.json").is_file():
+            raise UserError(f"run {run} has not ended: go on with it by rankwise compare … --run {run} --resume")
+        raise UserError(f"{run} is not a run directory: give the directory that rankwise compare was given with --run")
+    try:
+        comparison = RankComparison.from_dict(json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{file} is damaged ({' '.join(str(error).split())[:120]}); "
+            "restore it from a copy, or make it anew by going on with the run with --resume"
+        ) from error
+    over = tuple(
+        replace(one, run=run / "bases" / one.run.name, adapter=run / "bases" / one.run.name / "adapter")
+        for one in comparison.over
+    )
+    return replace(comparison, run=run, adapter=run / "adapter", over=over)
 
 
 def write_json(path: Path, value: object) -> None:

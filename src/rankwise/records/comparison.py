@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rankwise.records.plain import plain
+from rankwise.records.plain import plain, record_of
 from rankwise.records.recommendation import Recommendation, Verdict
 
 if TYPE_CHECKING:
@@ -162,3 +163,8 @@ class RankComparison:
             "over": [one.to_dict() for one in self.over],
         }
         return {name: plain(value) for name, value in document.items()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RankComparison:
+        """What `to_dict` was made of; a figure that was not finite is NaN."""
+        return record_of(cls, document)
