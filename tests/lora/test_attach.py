@@ -77,15 +77,14 @@ def load_random(pack: Pack) -> list[State]:
     return states
 
 
-def test_every_trial_of_a_pack_computes_and_differentiates_as_peft_does(setup: Setup) -> None:
+@pytest.mark.parametrize("as_on_cuda", [False, True])
+def test_every_trial_of_a_pack_computes_and_differentiates_as_peft_does(setup: Setup, as_on_cuda: bool) -> None:
     base, targets = setup
-    with attached(base, MIXED, targets) as pack:
+    with attached(base, MIXED, targets, as_on_cuda=as_on_cuda) as pack:
         states = load_random(pack)
         logits = base.model(**repeated(some_batch(ROWS), len(MIXED))).logits
         losses(logits).sum().backward()
-        gradients = pack.take_grads()
-        names = list(states[0])
-        assert [section.name for section in pack.groups[0].sections] == names
+        gradients = [pack.named(index, gradient) for index, gradient in enumerate(pack.take_grads())]
     for index, (one, state) in enumerate(zip(pack.trials, states, strict=True)):
         model = in_peft(base, one, state, targets)
         theirs = model(**some_batch(ROWS)).logits
@@ -96,9 +95,9 @@ def test_every_trial_of_a_pack_computes_and_differentiates_as_peft_does(setup: S
             for name, one in model.named_parameters()
             if one.requires_grad
         }
-        assert set(expected) == set(names)
-        flat = torch.cat([expected[name].flatten() for name in names])
-        torch.testing.assert_close(gradients[index], flat, rtol=1e-4, atol=1e-6)
+        assert set(gradients[index]) == set(expected) == set(state)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[index][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_are_taken_once(bert: Setup) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from hypothesis import given
@@ -9,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from scipy import stats
 from torch.nn import functional
 
-from rankwise.lora.packed import PackedLinear, PackedLora, RankGroup, generator_for, initial_a
+from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
 
 
 @given(
@@ -55,13 +56,10 @@ def test_a_starts_in_the_distribution_that_peft_draws_from() -> None:
     assert stats.ks_2samp(ours.flatten(), theirs.flatten()).pvalue > 0.01
 
 
-def groups_of(*members: tuple[int, int]) -> list[RankGroup]:
-    """Rank groups of (rank, number of its trials)."""
-    groups: list[RankGroup] = []
-    for rank, trials in members:
-        start = groups[-1].stop if groups else 0
-        groups.append(RankGroup(start, start + trials, rank))
-    return groups
+def parts_of(*trials: int) -> list[slice]:
+    """Parts of so many trials each."""
+    stops = list(accumulate(trials))
+    return [slice(stop - count, stop) for count, stop in zip(trials, stops, strict=True)]
 
 
 @given(
@@ -82,28 +80,26 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
         return torch.randn(shape, generator=generator)
 
     base = torch.nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
-    groups = groups_of(*zip(ranks, counts, strict=False))
-    trials = groups[-1].stop
+    parts = parts_of(*counts[: len(ranks)])
+    trials = parts[-1].stop
     factors = [
-        torch.nn.Parameter(random(group.stop - group.start, *shape))
-        for group in groups
-        for shape in ((group.rank, d_in), (d_out, group.rank))
+        torch.nn.Parameter(random(part.stop - part.start, rank, size))
+        for part, rank in zip(parts, ranks, strict=True)
+        for size in (d_in, d_out)
     ]
     x = random(2 * trials, 3, d_in).requires_grad_(needs_input_grad)
     direction = random(2 * trials, 3, d_out)
     inputs = [*factors, *([x] if needs_input_grad else [])]
 
-    y = PackedLora(base, groups, factors)(x)
+    y = PackedLora(base, parts, factors)(x)
     ours = torch.autograd.grad((y * direction).sum(), inputs)
 
-    parts = []
-    for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
-        for index in range(group.stop - group.start):
-            trial = group.start + index
+    blocks = []
+    for part, a, b in zip(parts, factors[::2], factors[1::2], strict=True):
+        for trial, of_a, of_b in zip(range(part.start, part.stop), a, b, strict=True):
             rows = x[2 * trial : 2 * trial + 2]
-            low = functional.linear(functional.linear(rows, a[index]), b[index])
-            parts.append(base(rows) + low)
-    expected = torch.cat(parts)
+            blocks.append(base(rows) + functional.linear(functional.linear(rows, of_a), of_b.t()))
+    expected = torch.cat(blocks)
     theirs = torch.autograd.grad((expected * direction).sum(), inputs)
 
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
@@ -112,12 +108,10 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
 
 
 def test_a_head_computes_in_float32_under_a_bfloat16_base() -> None:
-    groups = groups_of((2, 2), (3, 1))
-    weights = [torch.nn.Parameter(torch.randn(count, 4, 8)) for count in (2, 1)]
-    biases = [torch.nn.Parameter(torch.randn(count, 4)) for count in (2, 1)]
+    weight, bias = torch.nn.Parameter(torch.randn(3, 4, 8)), torch.nn.Parameter(torch.randn(3, 4))
     x = torch.randn(6, 5, 8, dtype=torch.bfloat16)
-    y = PackedLinear(groups, weights, biases)(x)
+    y = PackedLinear(weight, bias)(x)
     assert y.dtype == torch.float32
-    for trial, (weight, bias) in enumerate(zip(torch.cat(weights), torch.cat(biases), strict=True)):
+    for trial in range(3):
         rows = slice(2 * trial, 2 * trial + 2)
-        torch.testing.assert_close(y[rows], functional.linear(x[rows].float(), weight, bias))
+        torch.testing.assert_close(y[rows], functional.linear(x[rows].float(), weight[trial], bias[trial]))

@@ -1,18 +1,19 @@
 """Put a pack's adapters on a base model, take them off again, and slice out one trial.
 
-Everything a trial trains (each A and B, each head) lies in one float32 row, and the rows of
-equal-rank trials lie in one matrix. So a trial's gradient norm is the norm of a row, an optimiser has
-one parameter a trial, a checkpoint is a few matrices, and a trial's memory is countable by eye.
+Everything a trial trains lies in one float32 row: all of A, a row of it for each of the rank, then B likewise
+(transposed), then the heads. So a trial's gradient norm is the norm of its row, an optimiser has one parameter a
+trial, a checkpoint is a few vectors, and a trial's memory is countable by eye.
 
-A row begins with all of A, then comes all of B, then the heads. Layers compute with a copy of A and B, A scaled and
-both in the base model's dtype, that is made once a step: on a GPU the many small casts of a layer at a time would
-take longer than its products. Gradients come as autograd makes them, of the copy, and are gathered into such a
-matrix once a step.
+Layers compute with copies that are made once a step, of A and B in the base model's dtype and with the scaling in A.
+Trials of equal rank are copied into one tensor, and their products are one batched product. On a GPU that holds for
+all trials, padded with zeros to the largest rank: there a further product takes longer than multiplying the zeros. On
+a CPU it is the other way round. Gradients come as autograd makes them, of the copies, and are gathered into rows once
+a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,137 +25,120 @@ from torch import Tensor, nn
 
 from rankwise.base.load import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
-from rankwise.lora.packed import PackedLinear, PackedLora, RankGroup, generator_for, initial_a
+from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
 from rankwise.records import Trial
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Section:
-    """Where one tensor lies in a trial's row."""
-
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return int(torch.Size(self.shape).numel())
-
-
-@dataclass(frozen=True)
 class PackGroup:
-    """The storage of one rank group: a row a trial.
+    """Neighbouring trials whose products are batched: copies of A and Bᵀ for all target layers, side by side."""
 
-    The first `in_a` columns of `values` are those of A, and `copied` is what layers compute with of A and B: its
-    width ends where the heads begin. `parameters` are views, (trials, *shape) each, of `copied`; heads' of `values`.
-    """
-
-    group: RankGroup
-    scaling: Float32[Tensor, "trials 1"]
-    sections: tuple[Section, ...]
-    in_a: int
-    values: Float32[Tensor, "trials params"]
-    copied: Float[Tensor, "trials adapters"]
-    parameters: Mapping[str, nn.Parameter]
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Let the layers see `values` as they are now."""
-        in_b = slice(self.in_a, self.copied.shape[1])
-        self.copied[:, : self.in_a] = self.values[:, : self.in_a] * self.scaling
-        self.copied[:, in_b] = self.values[:, in_b]
-
-    def take_grads(self) -> Float32[Tensor, "trials params"]:
-        """The gradients since the last call, a row a trial in the order of `sections`."""
-        grads = []
-        for section in self.sections:
-            parameter = self.parameters[section.name]
-            # A module that the forward never used has no gradient.
-            grads.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-            parameter.grad = None
-        rows = torch.cat([grad.flatten(1) for grad in grads], dim=1).float()
-        rows[:, : self.in_a] *= self.scaling
-        return rows
+    trials: slice
+    a: Float[Tensor, "trials rank inputs"]
+    b: Float[Tensor, "trials rank outputs"]
+    views_of_a: tuple[nn.Parameter, ...]
+    views_of_b: tuple[nn.Parameter, ...]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Trials attached to one base model. `trials` are ordered by rank: that is the order of every trial axis."""
+    """Trials attached to one base model. `trials` are ordered by rank: that is the order of every trial axis.
+
+    `rows` hold each trial's parameters. The rest is what layers compute with: the copies of `groups`, and `heads`
+    with its views by name.
+    """
 
     base: BaseModel
     trials: tuple[Trial, ...]
+    targets: tuple[LinearLayer, ...]
+    rows: tuple[Float32[Tensor, " _"], ...]
     groups: tuple[PackGroup, ...]
+    heads: Float32[Tensor, "trials params"]
+    views_of_heads: Mapping[str, nn.Parameter]
 
-    @property
-    def rows(self) -> list[Tensor]:
-        """Each trial's parameters as one vector."""
-        return [row for group in self.groups for row in group.values]
-
-    def take_grads(self) -> list[Tensor]:
-        """Each trial's gradient since the last call as one vector."""
-        return [row for group in self.groups for row in group.take_grads()]
-
-    def state(self, index: int) -> State:
-        """A copy on the CPU of what one trial trains, by PEFT's parameter names."""
-        group, row = self._row(index)
-        return {
-            section.name: row[section.offset : section.offset + section.numel].view(section.shape).cpu().clone()
-            for section in group.sections
-        }
-
-    def load(self, index: int, state: Mapping[str, Tensor]) -> None:
-        """Overwrite one trial with a state of the same names and shapes."""
-        group, row = self._row(index)
-        if set(state) != {section.name for section in group.sections}:
-            raise ValueError("the state's tensors are not those of this trial")
-        for section in group.sections:
-            row[section.offset : section.offset + section.numel] = state[section.name].reshape(-1).to(row)
-        group.refresh()
-
+    @torch.no_grad()
     def refresh(self) -> None:
         """Let the layers see the rows as they are now."""
         for group in self.groups:
-            group.refresh()
+            for index, a, b in zip(range(*group.trials.indices(len(self.trials))), group.a, group.b, strict=True):
+                row_of_a, row_of_b, heads = self._split(index, self.rows[index])
+                torch.mul(row_of_a, self.trials[index].scaling, out=a[: len(row_of_a)])
+                b[: len(row_of_b)] = row_of_b
+                self.heads[index] = heads
 
-    def _row(self, index: int) -> tuple[PackGroup, Tensor]:
+    def take_grads(self) -> list[Tensor]:
+        """Each trial's gradient since the last call, laid out as its row."""
+        grads = []
+        heads = _taken(self.views_of_heads.values(), self.heads)
         for group in self.groups:
-            if group.group.start <= index < group.group.stop:
-                return group, group.values[index - group.group.start]
-        raise IndexError(index)
+            of_a, of_b = _taken(group.views_of_a, group.a), _taken(group.views_of_b, group.b)
+            for index, a, b in zip(range(*group.trials.indices(len(self.trials))), of_a, of_b, strict=True):
+                rank = self.trials[index].rank
+                parts = [a[:rank].float() * self.trials[index].scaling, b[:rank].float(), heads[index]]
+                grads.append(torch.cat([part.flatten() for part in parts]))
+        return grads
+
+    def named(self, index: int, row: Tensor) -> State:
+        """Views of one trial's row, or of one laid out alike, by PEFT's parameter names and with their shapes."""
+        a, b, heads = self._split(index, row)
+        named: State = {}
+        inputs = a.split([target.d_in for target in self.targets], dim=1)
+        outputs = b.split([target.d_out for target in self.targets], dim=1)
+        for target, of_a, of_b in zip(self.targets, inputs, outputs, strict=True):
+            named[f"{target.name}.lora_A.weight"] = of_a
+            named[f"{target.name}.lora_B.weight"] = of_b.t()
+        return named | _heads(self.base, heads)
+
+    def state(self, index: int) -> State:
+        """A copy on the CPU of what one trial trains, by PEFT's parameter names."""
+        row = self.rows[index].to("cpu", copy=True)
+        return {name: view.contiguous().clone() for name, view in self.named(index, row).items()}
+
+    def load(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Overwrite one trial with a state of the same names and shapes."""
+        views = self.named(index, self.rows[index])
+        if set(state) != set(views):
+            raise ValueError("the state's tensors are not those of this trial")
+        for name, view in views.items():
+            view.copy_(state[name])
+        self.refresh()
+
+    def _split(self, index: int, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A (rank, inputs), Bᵀ (rank, outputs) and the heads (params): views."""
+        rank = self.trials[index].rank
+        inputs, outputs = _widths(self.targets)
+        a, b, heads = row.split([rank * inputs, rank * outputs, self.heads.shape[1]])
+        return a.view(rank, inputs), b.view(rank, outputs), heads
 
 
 @contextmanager
-def attached(base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer]) -> Iterator[Pack]:
+def attached(
+    base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer], *, as_on_cuda: bool | None = None
+) -> Iterator[Pack]:
     """The base model with freshly initialised adapters of `trials` on its target layers, for the `with` block.
 
     Inside, the model takes a batch that is repeated once a trial, trial-major, and returns logits
-    likewise. Afterwards it is the base model again.
+    likewise. Afterwards it is the base model again. `as_on_cuda` lays trials out for the device that a simulation
+    is of.
     """
-    ordered = tuple(sorted(trials, key=lambda trial: trial.rank))
-    groups = tuple(_allocate(base, ordered, targets))
-    pack = Pack(base, ordered, groups)
-    for index, trial in enumerate(ordered):
+    padded = base.device.type == "cuda" if as_on_cuda is None else as_on_cuda
+    pack = _allocate(base, tuple(sorted(trials, key=lambda trial: trial.rank)), tuple(targets), padded=padded)
+    for index, trial in enumerate(pack.trials):
         pack.load(index, initial_state(base, trial, targets))
-    rank_groups = tuple(group.group for group in groups)
+    parts = [group.trials for group in pack.groups]
     originals: dict[str, nn.Module] = {}
     try:
-        for target in targets:
+        for number, target in enumerate(targets):
             factors = [
-                factor
-                for group in groups
-                for factor in (
-                    group.parameters[f"{target.name}.lora_A.weight"],
-                    group.parameters[f"{target.name}.lora_B.weight"],
-                )
+                factor for group in pack.groups for factor in (group.views_of_a[number], group.views_of_b[number])
             ]
-            original = base.model.get_submodule(target.name)
-            _swap(base, originals, target.name, PackedLora(original, rank_groups, factors))
+            _swap(base, originals, target.name, PackedLora(base.model.get_submodule(target.name), parts, factors))
         for name in base.trained_modules:
-            keys = [f"{name}.{key}" for key in ("weight", "bias")]
-            weights, biases = ([group.parameters[key] for group in groups if key in group.parameters] for key in keys)
-            _swap(base, originals, name, PackedLinear(rank_groups, weights, biases))
+            weight, bias = (pack.views_of_heads.get(f"{name}.{key}") for key in ("weight", "bias"))
+            assert weight is not None
+            _swap(base, originals, name, PackedLinear(weight, bias))
         yield pack
     finally:
         for name, original in originals.items():
@@ -187,41 +171,54 @@ def initial_heads(base: BaseModel, seed: int) -> State:
     return state
 
 
-def _allocate(base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer]) -> Iterator[PackGroup]:
-    start = 0
-    for rank, members in groupby(trials, key=lambda trial: trial.rank):
+def _allocate(base: BaseModel, trials: tuple[Trial, ...], targets: tuple[LinearLayer, ...], *, padded: bool) -> Pack:
+    inputs, outputs = _widths(targets)
+    width = sum(torch.Size(shape).numel() for shape in base.trained_shapes.values())
+    groups: list[PackGroup] = []
+    for _, members in groupby(trials, key=lambda trial: None if padded else trial.rank):
         same = list(members)
-        in_a, in_b = (rank * sum(sizes) for sizes in ([one.d_in for one in targets], [one.d_out for one in targets]))
-        sections = tuple(_sections(base, rank, targets))
-        values = torch.zeros(len(same), sections[-1].offset + sections[-1].numel, device=base.device)
-        copied = torch.zeros(len(same), in_a + in_b, dtype=DTYPES[base.dtype], device=base.device)
-        yield PackGroup(
-            group=RankGroup(start, start + len(same), rank),
-            scaling=torch.tensor([[trial.scaling] for trial in same], dtype=torch.float32, device=base.device),
-            sections=sections,
-            in_a=in_a,
-            values=values,
-            copied=copied,
-            parameters={
-                section.name: _view(copied if section.offset < in_a + in_b else values, section) for section in sections
-            },
+        start = groups[-1].trials.stop if groups else 0
+        a, b = (
+            torch.zeros(len(same), same[-1].rank, size, dtype=DTYPES[base.dtype], device=base.device)
+            for size in (inputs, outputs)
         )
-        start += len(same)
+        views_of_a = a.split([target.d_in for target in targets], dim=2)
+        views_of_b = b.split([target.d_out for target in targets], dim=2)
+        part = slice(start, start + len(same))
+        groups.append(PackGroup(part, a, b, tuple(map(nn.Parameter, views_of_a)), tuple(map(nn.Parameter, views_of_b))))
+    heads = torch.zeros(len(trials), width, device=base.device)
+    return Pack(
+        base=base,
+        trials=trials,
+        targets=targets,
+        rows=tuple(torch.zeros(trial.rank * (inputs + outputs) + width, device=base.device) for trial in trials),
+        groups=tuple(groups),
+        heads=heads,
+        views_of_heads={name: nn.Parameter(view) for name, view in _heads(base, heads).items()},
+    )
 
 
-def _sections(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Iterator[Section]:
-    shapes = {f"{target.name}.lora_A.weight": (rank, target.d_in) for target in targets}
-    shapes |= {f"{target.name}.lora_B.weight": (target.d_out, rank) for target in targets}
-    offset = 0
-    for name, shape in (shapes | dict(base.trained_shapes)).items():
-        section = Section(name, offset, shape)
-        yield section
-        offset += section.numel
+def _widths(targets: Sequence[LinearLayer]) -> tuple[int, int]:
+    """The sums of all target layers' d_in, and of their d_out."""
+    return sum(target.d_in for target in targets), sum(target.d_out for target in targets)
 
 
-def _view(storage: Tensor, section: Section) -> nn.Parameter:
-    columns = slice(section.offset, section.offset + section.numel)
-    return nn.Parameter(storage[:, columns].view(len(storage), *section.shape))
+def _heads(base: BaseModel, flat: Float32[Tensor, "*trials params"]) -> State:
+    """Views of the modules trained in full, by their parameters' names."""
+    sizes = [torch.Size(shape).numel() for shape in base.trained_shapes.values()]
+    views = flat.split(sizes, dim=-1)
+    shapes = base.trained_shapes.items()
+    return {name: view.unflatten(-1, shape) for (name, shape), view in zip(shapes, views, strict=True)}
+
+
+def _taken(views: Iterable[nn.Parameter], of: Tensor) -> Tensor:
+    """The gradients of views, laid out as what they are views of; they have none afterwards."""
+    grads = []
+    for view in views:
+        # A module that the forward never used has no gradient.
+        grads.append(torch.zeros_like(view) if view.grad is None else view.grad)
+        view.grad = None
+    return torch.cat([grad.reshape(*of.shape[:-1], -1) for grad in grads], dim=-1) if grads else torch.zeros_like(of)
 
 
 def _swap(base: BaseModel, originals: dict[str, nn.Module], name: str, replacement: nn.Module) -> None:

@@ -1,14 +1,14 @@
 """One frozen linear layer under K adapters of any ranks: the packed LoRA layer.
 
 A pack's activations carry the trials along the batch axis, trial-major: rows `k·M … (k+1)·M` belong
-to trial k. The frozen product is then one matrix product for all trials. The adapters' products
-run per *rank group*: neighbouring trials of equal rank are one batched product, so that no trial is
-padded to another's rank (padding to the largest costs more than packing saves).
+to trial k. The frozen product is then one matrix product for all trials. The adapters' products are
+batched over *parts* of the pack, neighbouring trials whose A and B come with equally many rows.
 
 Nothing here mixes trials: row block k of the output depends on row block k of the input and on
 trial k's A and B alone. That is what isolates a diverged trial from the others.
 
 A and B come in the dtype of the activations, with the scaling in A, so that it costs no pass over the activations.
+Both come with the rank as their second axis: B transposed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,15 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rankwise.base.quantize import frozen_weight
-
-
-@dataclass(frozen=True)
-class RankGroup:
-    """Neighbouring trials of equal rank."""
-
-    start: int
-    stop: int
-    rank: int
 
 
 def initial_a(seed: int, name: str, rank: int, d_in: int) -> Float32[Tensor, "rank d_in"]:
@@ -65,19 +55,18 @@ class _PackedLoraFunction(torch.autograd.Function):
         x: Float[Tensor, "rows d_in"],
         weight: Callable[[torch.dtype], Float[Tensor, "d_out d_in"]],
         bias: Float[Tensor, " d_out"] | None,
-        groups: Sequence[RankGroup],
+        parts: Sequence[slice],
         *factors: Float[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
-        trials = groups[-1].stop
+        trials = parts[-1].stop
         y = functional.linear(x, weight(x.dtype), bias)
         x_by_trial, y_by_trial = x.view(trials, -1, x.shape[-1]), y.view(trials, -1, y.shape[-1])
         hidden = []
-        for group, a, b in zip(groups, factors[::2], factors[1::2], strict=True):
-            part = slice(group.start, group.stop)
+        for part, a, b in zip(parts, factors[::2], factors[1::2], strict=True):
             h = torch.bmm(x_by_trial[part], a.transpose(1, 2))
-            y_by_trial[part].baddbmm_(h, b.transpose(1, 2))
+            y_by_trial[part].baddbmm_(h, b)
             hidden.append(h)
-        ctx.groups = groups
+        ctx.parts = parts
         # A weight in few bits is unpacked again: kept for the backward pass, all would be in memory at once.
         ctx.weight = weight
         ctx.save_for_backward(x, *hidden, *factors)
@@ -86,34 +75,33 @@ class _PackedLoraFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = grads
-        groups: Sequence[RankGroup] = ctx.groups
+        parts: Sequence[slice] = ctx.parts
         x, *rest = ctx.saved_tensors
-        hidden, factors = rest[: len(groups)], rest[len(groups) :]
-        trials = groups[-1].stop
+        hidden, factors = rest[: len(parts)], rest[len(parts) :]
+        trials = parts[-1].stop
         grad_y = grad_y.contiguous()
         grad_x = grad_y @ ctx.weight(grad_y.dtype) if ctx.needs_input_grad[0] else None
         x_by_trial, dy_by_trial = x.view(trials, -1, x.shape[-1]), grad_y.view(trials, -1, grad_y.shape[-1])
         grad_factors: list[Tensor] = []
-        for group, h, a, b in zip(groups, hidden, factors[::2], factors[1::2], strict=True):
-            part = slice(group.start, group.stop)
-            grad_h = torch.bmm(dy_by_trial[part], b)
+        for part, h, a, b in zip(parts, hidden, factors[::2], factors[1::2], strict=True):
+            grad_h = torch.bmm(dy_by_trial[part], b.transpose(1, 2))
             if grad_x is not None:
                 grad_x.view(x_by_trial.shape)[part].baddbmm_(grad_h, a)
             grad_factors.append(torch.bmm(grad_h.transpose(1, 2), x_by_trial[part]))
-            grad_factors.append(torch.bmm(dy_by_trial[part].transpose(1, 2), h))
+            grad_factors.append(torch.bmm(h.transpose(1, 2), dy_by_trial[part]))
         return grad_x, None, None, None, *grad_factors
 
 
 class PackedLora(nn.Module):
     """A frozen linear layer (nn.Linear or transformers' Conv1D) with a pack's adapters on it.
 
-    `factors` holds A (trials, rank, d_in) and B (trials, d_out, rank) of each rank group in turn.
+    `factors` holds A (trials, rank, d_in) and Bᵀ (trials, rank, d_out) of each of the `parts` in turn.
     """
 
-    def __init__(self, base: nn.Module, groups: Sequence[RankGroup], factors: Sequence[nn.Parameter]) -> None:
+    def __init__(self, base: nn.Module, parts: Sequence[slice], factors: Sequence[nn.Parameter]) -> None:
         super().__init__()
         self.base = base
-        self.groups = groups
+        self.parts = parts
         self.factors = nn.ParameterList(factors)
         self._transposed = not isinstance(base, nn.Linear)
 
@@ -129,32 +117,23 @@ class PackedLora(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
         y: Tensor = _PackedLoraFunction.apply(  # type: ignore[no-untyped-call]
-            flat, self.weight, self.bias, self.groups, *self.factors
+            flat, self.weight, self.bias, self.parts, *self.factors
         )
         return y.view(*x.shape[:-1], -1)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer trained in full, one copy a trial: PEFT's `modules_to_save`. Computes in float32.
+    """A linear layer trained in full, one copy a trial: PEFT's `modules_to_save`. Computes in float32."""
 
-    `weights` holds (trials, d_out, d_in) of each rank group in turn, `biases` likewise (trials, d_out)
-    or nothing.
-    """
-
-    def __init__(
-        self, groups: Sequence[RankGroup], weights: Sequence[nn.Parameter], biases: Sequence[nn.Parameter]
-    ) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        """Of shape (trials, d_out, d_in) and (trials, d_out)."""
         super().__init__()
-        self.groups = groups
-        self.weights = nn.ParameterList(weights)
-        self.biases = nn.ParameterList(biases)
+        self.weight = weight
+        self.bias = bias
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float32[Tensor, "*batch d_out"]:
-        by_trial = x.reshape(self.groups[-1].stop, -1, x.shape[-1]).float()
-        parts = [
-            torch.bmm(by_trial[group.start : group.stop], weight.transpose(1, 2))
-            for group, weight in zip(self.groups, self.weights, strict=True)
-        ]
-        if len(self.biases):
-            parts = [part + bias.unsqueeze(1) for part, bias in zip(parts, self.biases, strict=True)]
-        return torch.cat(parts).view(*x.shape[:-1], -1)
+        by_trial = x.reshape(len(self.weight), -1, x.shape[-1]).float()
+        y = torch.bmm(by_trial, self.weight.transpose(1, 2))
+        if self.bias is not None:
+            y = y + self.bias.unsqueeze(1)
+        return y.view(*x.shape[:-1], -1)

@@ -46,17 +46,28 @@ def simulate_pack(
     remove_dropout(model)
     with fake_tensors(cuda=cuda) as device:
         give_storage(model.requires_grad_(False).train(), device)
-        return trace_pack(replace(base, model=model, device=device), trials, targets, training, length)
+        base = replace(base, model=model, device=device)
+        return trace_pack(base, trials, targets, training, length, as_on_cuda=cuda)
 
 
 def trace_pack(
-    base: BaseModel, trials: Sequence[Trial], targets: Sequence[LinearLayer], training: TrainingSettings, length: int
+    base: BaseModel,
+    trials: Sequence[Trial],
+    targets: Sequence[LinearLayer],
+    training: TrainingSettings,
+    length: int,
+    *,
+    as_on_cuda: bool | None = None,
 ) -> Trace:
     """Two steps of these trials on full batches of `length` tokens; the first makes the optimiser's states."""
     tracker = StorageTracker()
     tracker.claim([*base.model.parameters(), *base.model.buffers()], "base_weights")
-    with attached(base, trials, targets) as pack, checkpointed_activations(base, training):
-        tracker.claim((part for group in pack.groups for part in (group.values, group.copied)), "adapter_weights")
+    with (
+        attached(base, trials, targets, as_on_cuda=as_on_cuda) as pack,
+        checkpointed_activations(base, training),
+    ):
+        copies = [copy for group in pack.groups for copy in (group.a, group.b)]
+        tracker.claim([*pack.rows, *copies, pack.heads], "adapter_weights")
         optimizer = PackOptimizer(pack, training)
         with tracker:
             for number in range(2):
