@@ -59,7 +59,7 @@ def main() -> None:
             row["reserved, estimate over measured"] = real.estimated_reserved_bytes / reserved
         rows.append(row)
         print(model, rank, {key: value for key, value in row.items() if "over" in key}, flush=True)
-    arguments.out.write_text(json.dumps({"torch": torch.__version__, "set-ups": rows}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({"torch": torch.__version__, "set-ups": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def calibration(subject: Subject, rank: int, settings: StepSettings) -> Calibrat
 
 def _on_cuda(subject: Subject, rank: int, settings: StepSettings, device: torch.device) -> Calibration:
     estimate = subject.memory(rank, settings)
+    _forget_workspaces()
     torch.cuda.empty_cache()
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     name = torch.cuda.get_device_name(device)
@@ -92,6 +93,13 @@ def _take_two_steps(model: nn.Module, settings: StepSettings, device: torch.devi
         optimizer.step()
         optimizer.zero_grad()
     torch.cuda.synchronize(device)
+
+
+def _forget_workspaces() -> None:
+    """Let the step make its own, as it would in a fresh process; torch has no public name for it."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
 def _uncertain(estimate: MemoryEstimate) -> int:
