@@ -18,7 +18,8 @@ from rankwise.base.quantize import Quantization
 from rankwise.base.shapes import match_targets
 from rankwise.compare.run import run_rank_comparison
 from rankwise.lora.attach import initial_state
-from rankwise.memory.cuda import WORKSPACE_BYTES
+from rankwise.memory.calibrate import _forget_workspaces
+from rankwise.memory.cuda import WORKSPACE_BYTES, workspace_bytes
 from rankwise.memory.pack import simulate_pack, trace_pack
 from rankwise.records import Trial
 from rankwise.tasks.task import Batch
@@ -41,7 +42,7 @@ def trials(*, rate: float = 5e-3) -> list[Trial]:
 
 
 def loaded(directory: Path, architecture: str, quantize: Quantization = "none", **changed: int) -> BaseModel:
-    causal = architecture not in ("bert", "modernbert")
+    causal = architecture != "bert"
     build = AutoModelForCausalLM.from_config if causal else transformers.AutoModel.from_config
     save_model(directory, architecture, build, **changed)
     return load_base(directory, num_labels=None if causal else 2, dtype="float32", device="cuda:0", quantize=quantize)
@@ -90,7 +91,7 @@ def compared_with_peft(base: BaseModel, tolerance: float) -> None:
         assert abs(losses[-1] - losses[0]) > 1e-2
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "qwen3", "gemma2", "gpt2"])
 def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(architecture: str, tmp_path: Path) -> None:
     compared_with_peft(loaded(tmp_path / "model", architecture), 1e-4)
 
@@ -124,14 +125,13 @@ def test_the_simulated_pack_is_what_the_device_counts(tmp_path: Path) -> None:
     )
     targets, training = match_targets(base.model, "all-linear"), TrainingSettings(steps=2, batch_size=8)
     simulated = simulate_pack(base, trials(), targets, training, 64, cuda=True).peak().bytes
-    torch.cuda.synchronize()
+    _forget_workspaces()
     outside = torch.cuda.memory_allocated() - base.bytes
     torch.cuda.reset_peak_memory_stats()
     trace_pack(base, trials(), targets, training, 64)
     measured = torch.cuda.max_memory_allocated() - outside
-    assert simulated + WORKSPACE_BYTES == pytest.approx(measured, rel=0.05) or simulated == pytest.approx(
-        measured, rel=0.05
-    )
+    more = 2 * (workspace_bytes(base.device) - WORKSPACE_BYTES)
+    assert simulated + more == pytest.approx(measured, rel=0.02)
 
 
 LARGER = {

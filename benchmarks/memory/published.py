@@ -53,7 +53,7 @@ class Row:
 
 def row(source: str, setup: str, figure: float, quantity: Any, trace: Trace, assumption: str) -> Row:
     peak = trace.peak(rounded)
-    allocated, reserved = peak.bytes + WORKSPACE_BYTES, reserved_bytes(trace) + WORKSPACE_BYTES
+    allocated, reserved = peak.bytes, reserved_bytes(trace)
     estimate = allocated if quantity == "allocated" else reserved
     error = round(estimate / figure - 1, 4)
     return Row(source, setup, round(figure), quantity, estimate, error, allocated, reserved, peak.place, assumption)
@@ -61,7 +61,7 @@ def row(source: str, setup: str, figure: float, quantity: Any, trace: Trace, ass
 
 def claimed(model: nn.Module) -> tuple[StorageTracker, list[nn.Parameter]]:
     """A tracker that knows the model's storages, and the parameters that are trained."""
-    tracker = StorageTracker()
+    tracker = StorageTracker(WORKSPACE_BYTES)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     tracker.claim([*frozen, *model.buffers()], "base_weights")

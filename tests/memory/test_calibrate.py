@@ -10,6 +10,7 @@ import torch
 from rankwise.errors import UserError
 from rankwise.memory import calibrate
 from rankwise.memory.calibrate import calibration
+from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES, WORKSPACE_BYTES
 from rankwise.memory.estimate import estimate_ranks
 from rankwise.memory.settings import Method
 from rankwise.memory.subject import Subject
@@ -65,14 +66,22 @@ def test_what_is_known_to_the_byte_is_not_corrected(factor: float) -> None:
     assert after.peak_bytes_low <= after.peak_bytes <= after.reserved_bytes <= after.peak_bytes_high
 
 
-def test_on_cuda_the_devices_counters_are_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("capability", "workspace"), [((8, 0), WORKSPACE_BYTES), ((9, 0), LARGER_WORKSPACE_BYTES)])
+def test_on_cuda_the_devices_counters_are_what_was_measured(
+    capability: tuple[int, int], workspace: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two real steps are taken, here on the CPU; the counters are made up, with 1,000 bytes that were there before."""
     subject, taken = subject_of("llama"), []
+    without = subject.memory(4, STEP).peak_bytes - 2 * subject.workspace_bytes
+    subject.workspace_bytes = workspace
     estimate = subject.memory(4, STEP)
+    assert estimate.peak_bytes == without + 2 * workspace
+    subject.workspace_bytes = 0
     counters = {
         "empty_cache": lambda: None,
         "synchronize": lambda device: None,
         "get_device_name": lambda device: "a GPU",
+        "get_device_capability": lambda device: capability,
         "memory_allocated": lambda device: 1_000,
         "memory_reserved": lambda device: 2_000,
         "reset_peak_memory_stats": taken.append,
@@ -95,6 +104,7 @@ def test_a_device_without_room_is_said_to_have_none(monkeypatch: pytest.MonkeyPa
     for name in ("empty_cache", "memory_allocated", "memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(calibrate, "_take_two_steps", full)
     with pytest.raises(UserError, match=r"^calibrate: the step takes about .* GB, for which a GPU has no room; "):
         calibrate._on_cuda(subject_of("llama"), 4, STEP, torch.device("cpu"))

@@ -99,13 +99,13 @@ def answer(
         raise RunError("test losses are not finite at any rank, or at rank 0: start again with --dtype float32")
     decision = _judge(choice, finite, baseline, data)
     verdicts = {verdict.rank: verdict for verdict in decision.verdicts}
-    rows = [
-        replace(
-            _row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank)),
-            **forgotten.get(rank, NOTHING_RETAINED),
+    rows = []
+    for rank, of in scores.items():
+        row = _row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank))
+        low, high = _simultaneous(choice.config.metric, of, data, len(scores))
+        rows.append(
+            replace(row, simultaneous_low=low, simultaneous_high=high, **forgotten.get(rank, NOTHING_RETAINED))
         )
-        for rank, of in scores.items()
-    ]
     recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for, stopped)
     return Answer(tuple(rows), recommendation, tuple(notes))
 
@@ -137,6 +137,18 @@ def _row(trial: Trial, scores: Scores, data: TestData, taken: Taken, verdict: Ra
         difference_low=difference.low,
         difference_high=difference.high,
     )
+
+
+def _simultaneous(metric: Metric, scores: Scores, data: TestData, ranks: int) -> tuple[float | None, float | None]:
+    """Limits of the metric that hold for so many ranks at once with 95 %, by Bonferroni's inequality."""
+    if not np.isfinite(scores.nll).all():
+        return None, None
+    limits = crossed_interval(data.values(metric, scores), groups=data.groups, confidence=1 - 0.05 / ranks)
+    if limits.low is None or limits.high is None or limits.low == limits.high:
+        return None, None
+    if metric == "nll":
+        return max(0.0, -limits.high), -limits.low
+    return max(0.0, limits.low), min(1.0, limits.high)
 
 
 def _judge(choice: Choice, scores: Mapping[int, Scores], baseline: Scores, data: TestData) -> Decision:

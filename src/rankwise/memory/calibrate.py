@@ -8,6 +8,7 @@ from torch import nn
 
 from rankwise.errors import UserError
 from rankwise.memory.build import give_storage
+from rankwise.memory.cuda import workspace_bytes
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors, trace_step
 from rankwise.memory.step import base_of, make_batch, make_optimizer, step_loss
@@ -28,6 +29,7 @@ def calibration(subject: Subject, rank: int, settings: StepSettings) -> Calibrat
 
 
 def _on_cuda(subject: Subject, rank: int, settings: StepSettings, device: torch.device) -> Calibration:
+    subject.workspace_bytes = workspace_bytes(device)
     estimate = subject.memory(rank, settings)
     _forget_workspaces()
     torch.cuda.empty_cache()

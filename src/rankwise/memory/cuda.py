@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rankwise.memory.trace import Trace
 
-# cuBLAS: 2 buffers of 4 MiB and 8 of 16 KiB for each of the two threads that run kernels, the caller's and
-# autograd's. Source: `parseChosenWorkspaceSize` in torch's CUDABlas.cpp; a Hopper GPU takes four times as much.
-WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
+# What cuBLAS keeps for a thread that multiplies: 2 buffers of 4 MiB and 8 of 16 KiB; four times as much on Hopper and
+# Blackwell. Source: `parseChosenWorkspaceSize` in torch's CUDABlas.cpp.
+WORKSPACE_BYTES = (2 * 4096 + 8 * 16) * 1024
+LARGER_WORKSPACE_BYTES = 8 * 4096 * 1024
 
 _CPU_ATTENTION, _CPU_DROPOUT = functional.scaled_dot_product_attention, functional.dropout
 _MIB = 1 << 20
@@ -29,6 +30,12 @@ _SMALL = _MIB
 _SMALL_SEGMENT = 2 * _MIB
 _MEDIUM = 10 * _MIB
 _MEDIUM_SEGMENT = 20 * _MIB
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """A thread's workspace on this device."""
+    major, _ = torch.cuda.get_device_capability(device)
+    return LARGER_WORKSPACE_BYTES if major in (9, 10) else WORKSPACE_BYTES
 
 
 def rounded(nbytes: int) -> int:

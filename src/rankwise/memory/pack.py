@@ -14,6 +14,7 @@ from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached
 from rankwise.memory.build import give_storage
+from rankwise.memory.cuda import WORKSPACE_BYTES
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors
 from rankwise.memory.trace import StorageTracker, Trace
@@ -47,7 +48,8 @@ def simulate_pack(
     with fake_tensors(cuda=cuda) as device:
         give_storage(model.requires_grad_(False).train(), device)
         base = replace(base, model=model, device=device)
-        return trace_pack(base, trials, targets, training, length, as_on_cuda=cuda)
+        workspace_bytes = WORKSPACE_BYTES if cuda else 0
+        return trace_pack(base, trials, targets, training, length, as_on_cuda=cuda, workspace_bytes=workspace_bytes)
 
 
 def trace_pack(
@@ -58,9 +60,10 @@ def trace_pack(
     length: int,
     *,
     as_on_cuda: bool | None = None,
+    workspace_bytes: int = 0,
 ) -> Trace:
     """Two steps of these trials on full batches of `length` tokens; the first makes the optimiser's states."""
-    tracker = StorageTracker()
+    tracker = StorageTracker(workspace_bytes)
     tracker.claim([*base.model.parameters(), *base.model.buffers()], "base_weights")
     with (
         attached(base, trials, targets, as_on_cuda=as_on_cuda) as pack,
@@ -85,7 +88,8 @@ def trace_pack(
                     states = optimizer.adamw.state[row].values()
                     tracker.claim((state for state in states if isinstance(state, torch.Tensor)), "optimizer_states")
                 tracker.claim((row.grad for row in optimizer.rows if row.grad is not None), "gradients")
-    return tracker.trace
+    tracker.trace.begins = len(tracker.trace.events)  # there are two already
+    return tracker.so_far()
 
 
 def _all_learned(ids: torch.Tensor) -> Learned:

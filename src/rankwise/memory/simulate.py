@@ -30,9 +30,12 @@ class Unsimulated(Exception):
     """The model's code asks for the values of its tensors, which fake ones do not have."""
 
 
-def trace_step(model: nn.Module, settings: StepSettings, device: torch.device) -> Trace:
-    """One training step of a model that has storage; what requires a gradient is trained."""
-    tracker = StorageTracker()
+def trace_step(model: nn.Module, settings: StepSettings, device: torch.device, *, workspace_bytes: int = 0) -> Trace:
+    """One training step of a model that has storage; what requires a gradient is trained.
+
+    `workspace_bytes` are what cuBLAS keeps for a thread.
+    """
+    tracker = StorageTracker(workspace_bytes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     tracker.claim([*frozen, *model.buffers(), *quantization_state(model)], "base_weights")
@@ -48,6 +51,7 @@ def trace_step(model: nn.Module, settings: StepSettings, device: torch.device) -
             optimizer.step()
             optimizer.zero_grad()
         tracker.claim(_states(optimizer), "optimizer_states")
+        tracker.trace.begins = len(tracker.trace.events)
         with tracker.phase("forward"):
             batch = make_batch(model, settings, device)
             loss = step_loss(model, batch, settings)
@@ -57,7 +61,7 @@ def trace_step(model: nn.Module, settings: StepSettings, device: torch.device) -
         with tracker.phase("update"):
             optimizer.step()
             optimizer.zero_grad()
-    return tracker.trace
+    return tracker.so_far()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.memory.build import adapt, give_storage, meta_step_model
 from rankwise.memory.closed_form import closed_form
-from rankwise.memory.cuda import WORKSPACE_BYTES, reserved_bytes, rounded
+from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES, WORKSPACE_BYTES, reserved_bytes, rounded
 from rankwise.memory.formula import adapted_layers
 from rankwise.memory.settings import Method, StepSettings
 from rankwise.memory.simulate import Unsimulated, fake_tensors, trace_step
@@ -54,16 +54,18 @@ class Subject:
         self.adapted = adapted_layers(self.model, targets, trained=self.trained)
         self.total_params: int = sum(parameter.numel() for parameter in self.model.parameters())
         self.calibration: Calibration | None = None
-        self._known: dict[tuple[int | None, StepSettings], MemoryEstimate] = {}
+        self.workspace_bytes = WORKSPACE_BYTES
+        self._known: dict[tuple[int | None, StepSettings, int], MemoryEstimate] = {}
         self._traces: dict[tuple[int | None, StepSettings], Trace] = {}
 
     def memory(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         """Of a step at this rank; None is full fine-tuning, of a model that is not quantised."""
         if rank is None:
             settings = replace(settings, quantize="none")
-        estimated = self._known.get((rank, settings))
+        key = rank, settings, self.workspace_bytes
+        estimated = self._known.get(key)
         if estimated is None:
-            estimated = self._known[rank, settings] = self._estimated(rank, settings)
+            estimated = self._known[key] = self._estimated(rank, settings)
         return estimated if self.calibration is None else _corrected(estimated, self.calibration)
 
     def trainable_params(self, rank: int | None) -> int:
@@ -104,7 +106,7 @@ class Subject:
         return model.requires_grad_(True) if rank is None else adapt(model, rank, self.targets, settings)
 
     def _simulated(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
-        trace = self._trace(rank, settings)
+        trace = self._trace(rank, settings).with_workspaces(self.workspace_bytes).repeated()
         peak = trace.peak(rounded)
         of = peak.bytes_by_kind
         memory = MemoryParts(
@@ -113,10 +115,10 @@ class Subject:
             gradients=of["gradients"],
             optimizer_states=of["optimizer_states"],
             activations=of["activations"],
-            overhead=of["temporaries"] + WORKSPACE_BYTES,
+            overhead=of["temporaries"],
         )
-        reserved = reserved_bytes(trace) + WORKSPACE_BYTES
-        return self._between(rank, memory, _SIMULATED, reserved, peak.place)
+        most = reserved_bytes(trace.with_workspaces(LARGER_WORKSPACE_BYTES))
+        return self._between(rank, memory, _SIMULATED, reserved_bytes(trace), most, peak.place)
 
     def _trace(self, rank: int | None, settings: StepSettings) -> Trace:
         known = self._traces.get((rank, settings))
@@ -171,7 +173,7 @@ class Subject:
         model = self.step_model(rank, settings)
         with fake_tensors(cuda=True, meta=meta) as device:
             give_storage(model, device)
-            return trace_step(model, settings, device)
+            return trace_step(model, settings, device, workspace_bytes=WORKSPACE_BYTES)
 
     def _computed(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         text = self.config.get_text_config()
@@ -185,10 +187,10 @@ class Subject:
             rank=rank,
             settings=settings,
         )
-        return self._between(rank, memory, _FORMULA, memory.total, "")
+        return self._between(rank, memory, _FORMULA, memory.total, memory.total, "")
 
     def _between(
-        self, rank: int | None, memory: MemoryParts, bounds: tuple[float, float], reserved: int, place: str
+        self, rank: int | None, memory: MemoryParts, bounds: tuple[float, float], reserved: int, most: int, place: str
     ) -> MemoryEstimate:
         return MemoryEstimate(
             rank=rank,
@@ -196,7 +198,7 @@ class Subject:
             memory=memory,
             peak_bytes=memory.total,
             peak_bytes_low=round(bounds[0] * memory.total),
-            peak_bytes_high=round(bounds[1] * reserved),
+            peak_bytes_high=round(bounds[1] * most),
             reserved_bytes=reserved,
             peak_at=place,
         )

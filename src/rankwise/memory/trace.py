@@ -30,6 +30,7 @@ KINDS: tuple[Kind, ...] = (
     "activations",
     "temporaries",
 )
+_MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 _MODEL_CODE = ("/transformers/models/", "/transformers/loss/", "/transformers_modules/")
 
 
@@ -57,10 +58,16 @@ class Peak:
 
 @dataclass
 class Trace:
-    """Storages, and the order in which they came and went: `i` is the birth of storage i, `~i` its death."""
+    """Storages, and the order in which they came and went: `i` is the birth of storage i, `~i` its death.
+
+    The step itself is the events from `begins` on. `workspaces` are the storages that cuBLAS keeps from its first
+    product on, one for each thread that multiplies.
+    """
 
     storages: list[Storage] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
+    begins: int = 0
+    workspaces: list[int] = field(default_factory=list)
 
     @property
     def dimensions(self) -> set[int]:
@@ -79,7 +86,29 @@ class Trace:
             else storage
             for storage in self.storages
         ]
-        return Trace(storages, self.events)
+        return replace(self, storages=storages)
+
+    def with_workspaces(self, nbytes: int) -> Trace:
+        """The same step where a workspace takes so many bytes."""
+        storages = [
+            replace(storage, nbytes=nbytes) if index in self.workspaces else storage
+            for index, storage in enumerate(self.storages)
+        ]
+        return replace(self, storages=storages)
+
+    def repeated(self) -> Trace:
+        """The step twice; what a first one leaves behind but its workspaces goes when the second begins.
+
+        >>> storages = [Storage(1, "activations", ""), Storage(2, "temporaries", "")]
+        >>> Trace(storages, [0, 1], 0, workspaces=[1]).repeated().events
+        [0, 1, -1, 0]
+        """
+        step = self.events[self.begins :]
+        born = {event for event in step if event >= 0}.difference(self.workspaces)
+        # What lived before the step and died in it has died once.
+        again = [event for event in step if event in born or ~event in born]
+        left = sorted(_live_after(step) & born)
+        return replace(self, events=[*self.events, *(~index for index in left), *again])
 
     def peak(self, rounded: Callable[[int], int] = lambda nbytes: nbytes) -> Peak:
         """The peak where an allocation of n bytes takes `rounded(n)`; the rounding counts as temporaries."""
@@ -117,7 +146,7 @@ def on_the_line(first_at: int, first: Trace, second_at: int, second: Trace, at: 
         if rest or here.nbytes + more <= 0:
             return None
         storages.append(replace(here, nbytes=here.nbytes + more))
-    return Trace(storages, first.events)
+    return replace(first, storages=storages)
 
 
 def _live_after(events: Iterable[int]) -> set[int]:
@@ -135,10 +164,14 @@ class StorageTracker(TorchDispatchMode):
 
     In the `forward` phase, and where a backward pass recomputes the forward, what is allocated counts
     as activations; in the others as temporaries. `claim` says otherwise of tensors that are known.
+    With `workspace_bytes` the first matrix product of the forward, whose thread is the caller's, and that of the
+    backward pass, whose thread is autograd's, allocate so many for good, as cuBLAS does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace_bytes: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._workspace_bytes = workspace_bytes
+        self._multiplied: set[str] = set()
         self.trace = Trace()
         self._phase: Literal["forward", "backward", "update"] = "forward"
         self._index: dict[int, int] = {}
@@ -152,6 +185,10 @@ class StorageTracker(TorchDispatchMode):
         yield
         self._phase = before
 
+    def so_far(self) -> Trace:
+        """The trace without what still is to die, such as the model itself."""
+        return replace(self.trace, events=[*self.trace.events])
+
     def claim(self, tensors: Iterable[Tensor], kind: Kind) -> None:
         """Say what these tensors' storages are for; those not seen before are born now."""
         for tensor in tensors:
@@ -163,6 +200,8 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._workspace_bytes and self._phase != "update" and func._overloadpacket in _MATRIX_PRODUCTS:
+            self._see_workspace()
         returned = func(*args, **(kwargs or {}))
         place: str | None = None
         for leaf in tree_iter(returned):
@@ -184,6 +223,14 @@ class StorageTracker(TorchDispatchMode):
         self.trace.events.append(index)
         self._index[key] = index
         self._watched[key] = weakref.ref(storage, lambda _: self._died(key))
+
+    def _see_workspace(self) -> None:
+        if self._phase not in self._multiplied:
+            self._multiplied.add(self._phase)
+            index = len(self.trace.storages)
+            self.trace.storages.append(Storage(self._workspace_bytes, "temporaries", "the workspace of cuBLAS"))
+            self.trace.workspaces.append(index)
+            self.trace.events.append(index)
 
     def _died(self, key: int) -> None:
         del self._watched[key]

@@ -27,7 +27,8 @@ class RankExperiment:
     such a step with the base model in memory, None where the device has no counter.
 
     `difference` is to the largest rank, in the metric that decides, positive where this rank is better.
-    Each of its limits alone is 95 % sure, as the verdict is.
+    Each of its limits alone is 95 % sure, as the verdict is. `simultaneous_low` and `simultaneous_high` are limits of
+    that metric itself which hold for all ranks at once with 95 % (Bonferroni), so that ranks can be looked at together.
 
     `retained_nll` is of the retained texts, where there are any: the mean of each one's mean over its tokens.
     `forgetting` is by how much that is above rank 0's, with its 95 % limits over seeds and texts both.
@@ -51,6 +52,8 @@ class RankExperiment:
     difference: float
     difference_low: float | None
     difference_high: float | None
+    simultaneous_low: float | None = None
+    simultaneous_high: float | None = None
     retained_nll: float | None = None
     forgetting: float | None = None
     forgetting_low: float | None = None
