@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare.backends": {"compare.plan", "train"},
     "compare.journal": set(),
     "compare.trackers": set(),
+    "progress": {"compare", "train", "report"},
     "export": {"lora.peft_io", "report"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
