@@ -1,52 +1,96 @@
+"""What the command line shows while a comparison goes on."""
+
 from __future__ import annotations
 
-import math
+import io
+import re
 
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from rankwise.cli.progress import _Board
+from rankwise.cli.progress import LiveTable, watched
 from rankwise.compare.run import Stage
-from rankwise.compare.schedule import Leg
-from rankwise.compare.training import Planned
-from rankwise.records import Trial
+from rankwise.progress.board import Board
 from rankwise.train.loop import StepReport
+from tests.progress.events import FIRST_PACK, SECOND_LEG, planned, trial
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d[;m]")
+# As much as a table may hold: six-digit ranks and steps, a scaling, both edges' added rates dropped.
+RATES = (1e-05, 3e-05, 0.0001, 0.000333)
+TRIALS = tuple(trial(rank, seed, 1e-3, rslora=rank == 1024) for rank in (4, 1024) for seed in range(12))
+WIDE = planned(TRIALS, 5000, 15000, tuple(trial(4, 0, rate) for rate in RATES))
+WIDE_REPORT = StepReport(TRIALS, 12500, (0.123,) * 24, (12.456,) * 24)
 
 
-def trial(rank: int, seed: int) -> Trial:
-    return Trial(rank, float(rank), False, 1e-3, seed)
+def rendered(board: Board, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(LiveTable(board))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
 
 
-TRIALS = tuple(trial(rank, seed) for seed in (0, 1) for rank in (4, 16))
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_every_figure_is_shown_at_every_width(width: int) -> None:
+    board = Board()
+    board.take(WIDE)
+    board.take(WIDE_REPORT)
+    lines = rendered(board, width)
+    assert max(map(cell_len, lines)) <= width
+    first, second = (line.split() for line in lines if "12500/15000" in line)
+    assert first[:5] == ["4", "0/12", "12500/15000", "0.123", "12.456"]
+    assert second == ["1024", "rs", "0/12", "12500/15000", "0.123", "12.456"]
+    text = " ".join(" ".join(lines).split())
+    for rate in RATES:
+        assert f"{rate:g}" in text
+    for head in ("rank", "trials", "step", "train", "validation", "NLL", "dropped", "learning", "rates"):
+        assert head in text
+    assert "training 24 trials to step 15,000 of 200 · 75% · " in text
+    assert "examples/s · about " in text
+    assert "…" not in text
 
 
-def shown(board: _Board) -> list[list[str]]:
-    console = Console(width=120)
-    with console.capture() as captured:
-        console.print(board)
-    return [line.split() for line in captured.get().splitlines()]
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_stage_with_a_share_has_a_bar(width: int) -> None:
+    board = Board()
+    board.take(Stage("scoring test", 0.5))
+    bar, status = rendered(board, width)
+    assert cell_len(bar) == 60
+    assert status.startswith("scoring test · 50% · ")
 
 
-def test_the_share_and_the_time_left_are_those_to_the_next_rung() -> None:
-    """Which trials go on from there is not known, so a share of the whole would be a guess."""
-    board = _Board()
-    board.take(Stage("loading the base model"))
-    assert board.status.startswith("loading the base model · ")
-    board.take(Planned(Leg(TRIALS, 50, 100), steps=200))
-    assert board.status.startswith("training 4 trials to step 100 of 200 · 0% · ")
-    assert "to there" not in board.status
-    board.take(StepReport(TRIALS[:2], 100, (0.5, 0.4), (0.6, 0.5)))
-    assert board.status.startswith("training 4 trials to step 100 of 200 · 50% · ")
-    assert board.status.endswith("to there")
-    board.take(StepReport(TRIALS[2:], 75, (0.3, 0.2), None))
-    assert board.status.startswith("training 4 trials to step 100 of 200 · 75% · ")
+def test_where_there_is_no_terminal_lines_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with watched() as observe:
+        observe(Stage("reading data"))
+        observe(SECOND_LEG)
+        observe(FIRST_PACK)
+        observe(planned(SECOND_LEG.leg.trials[:2], 100, 200, SECOND_LEG.dropped))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert "\x1b" not in printed.err
+    assert [line.split(" · ")[0] for line in lines] == [
+        "reading data",
+        "training 4 trials to step 100 of 200",
+        "  rank 4: step 50/100, train NLL –, validation NLL –",
+        "  rank 16: step 50/100, train NLL –, validation NLL –, dropped learning rates 0.0001, 0.003",
+        "training 2 trials to step 200 of 200",
+        "  rank 4: step 100/200, train NLL 0.500, validation NLL 0.600",
+        "  rank 16: step 100/200, train NLL 0.400, validation NLL 0.500, dropped learning rates 0.0001, 0.003",
+    ]
 
 
-def test_a_rank_shows_its_trials_in_training_and_then_the_next_leg() -> None:
-    board = _Board()
-    board.take(Planned(Leg(TRIALS, 0, 100), steps=200))
-    board.take(StepReport(TRIALS[:2], 100, (0.5, 0.4), (0.6, 0.5)))
-    board.take(StepReport(TRIALS[2:], 50, (0.3, math.nan), None))
-    assert shown(board)[1:3] == [["4", "1/2", "50/100", "0.300", "–"], ["16", "1/2", "50/100", "–", "–"]]
-    board.take(Planned(Leg((TRIALS[0],), 100, 200), steps=200))
-    assert shown(board)[1] == ["4", "0/1", "100/200", "0.500", "0.600"]
-    assert board.status.startswith("training 1 trial to step 200 of 200 · 0% · ")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_no_color_is_honoured(
+    no_color: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    with watched() as observe:
+        observe(Stage("scoring test", 0.5))
+    shown = capsys.readouterr().err
+    assert "scoring test · 50%" in shown
+    assert (COLOUR.search(shown) is None) == no_color

@@ -13,6 +13,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.schedule import (
     MOST_ADDED,
     Leg,
+    dropped,
     most_rates,
     next_leg,
     rank_rates,
@@ -68,6 +69,7 @@ class Run:
         while leg := next_leg(config, rungs, self.results, stands):
             assert len(self.legs) < 100, "the schedule does not end"
             assert {stands.get(trial, 0) for trial in leg.trials} == {leg.start}
+            assert set(leg.trials).isdisjoint(dropped(config, rungs, self.results))
             self.legs.append(leg)
             for trial in leg.trials:
                 self.results[trial] = result(trial, leg.stop, losses, rungs)
@@ -77,6 +79,7 @@ class Run:
             stands = {trial: step for trial, step in stands.items() if trial in needed}
         self.stands = stands
         self.settled = settled(config, rungs, self.results)
+        self.dropped = dropped(config, rungs, self.results)
 
     def finalists(self, rank: int) -> set[float]:
         """Rates of a rank all of whose trials are trained to the end."""
@@ -105,6 +108,18 @@ def test_every_rank_ends_with_its_better_rates_and_few_more_than_were_given(
         # A rank has a rate in the end unless each one diverged at a seed.
         lost = {one.trial.learning_rate for one in of_rank if one.status == "diverged"}
         assert bool(run.finalists(rank)) == (lost != tried)
+
+
+@given(st.integers(1, 3), st.integers(2, 5), st.integers(1, 3), some_seed)
+def test_what_is_told_to_be_dropped_is_every_trial_of_the_rates_that_stopped(
+    ranks: int, rates: int, seeds: int, seed: int
+) -> None:
+    run = Run(config(ranks, rates, seeds), random_losses(seed, diverging=RUNGS[:1]))
+    stopped = {(trial.rank, trial.learning_rate) for trial, one in run.settled.items() if one.status == "dropped"}
+    told = {(trial.rank, trial.learning_rate) for trial in run.dropped}
+    assert stopped <= told
+    assert {run.settled[trial].status for trial in run.dropped} <= {"dropped", "diverged"}
+    assert len(run.dropped) == len(told) * seeds
 
 
 @given(st.integers(2, 6), st.integers(1, 3), some_seed)

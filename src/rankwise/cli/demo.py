@@ -75,6 +75,8 @@ def demo(
     with ranks 1 to 16 and full fine-tuning. A rank suffices when it keeps 95 % of what rank 16 gains.
 
     Where more seeds would tell, --seeds gives it more.
+
+    rankwise demo --run runs/demo
     """
     from rankwise.cli.show import show_comparison
 

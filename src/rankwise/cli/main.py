@@ -10,6 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from inspect import cleandoc
+from textwrap import indent
 from typing import Annotated
 
 import typer
@@ -28,9 +31,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in help texts are brackets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(options_from_config(compare))
-app.command()(estimate)
-app.command()(demo)
+
+
+def _add(command: Callable[..., None]) -> None:
+    """Add a command. Its help ends with the last paragraph of its docstring: examples, a line each, to be pasted."""
+    text, _, examples = cleandoc(command.__doc__ or "").rpartition("\n\n")
+    app.command(help=text, epilog=f"\b\nExample:\n{indent(examples, '  ')}")(command)
+
+
+_add(options_from_config(compare))
+_add(estimate)
+_add(demo)
 
 
 def _version(wanted: bool) -> None:

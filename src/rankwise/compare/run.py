@@ -180,9 +180,9 @@ def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:
 
 def _held(prepared: Prepared) -> str:
     """What was trained, which is what the answer holds for."""
-    config = prepared.config
-    batch = config.batch_size * config.gradient_accumulation
-    return f"{prepared.settings.steps:,} steps of {batch} of the {len(prepared.task.train):,} training examples"
+    settings = prepared.settings
+    of_step = f"{settings.steps:,} steps of {settings.examples_per_step}"
+    return f"{of_step} of the {len(prepared.task.train):,} training examples"
 
 
 def _publish(

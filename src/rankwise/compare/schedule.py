@@ -82,6 +82,16 @@ def running(config: ComparisonConfig, rungs: Sequence[int], results: Results) ->
     return {trial for trial, result in results.items() if result.status == "dropped" and trial in left}
 
 
+def dropped(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> tuple[Trial, ...]:
+    """The trials whose learning rates were tried and are out: others did better, or a seed diverged."""
+    return tuple(
+        trial
+        for one, rank in _curves(config)
+        for rates in (rank_rates(one, rungs, results, rank),)
+        for trial in _trials(one, rank, [rate for rate in rates.tried if rate not in rates.left])
+    )
+
+
 def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> dict[Trial, TrialResult]:
     """The results that count once no leg is left.
 

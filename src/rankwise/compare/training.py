@@ -17,7 +17,7 @@ from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Event, Journal
 from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared
-from rankwise.compare.schedule import Leg, next_leg, running, settled
+from rankwise.compare.schedule import Leg, dropped, next_leg, running, settled
 from rankwise.lora.peft_io import write_adapter
 from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
@@ -29,10 +29,15 @@ from rankwise.train.loop import StepReport, TrainedTrial, run_pack
 
 @dataclass(frozen=True)
 class Planned:
-    """A leg begins, without the trials that an earlier start of the run has trained; `steps` are those to the end."""
+    """A leg begins, without the trials that an earlier start of the run has trained; `steps` are those to the end.
+
+    A trial sees `examples_per_step`. `dropped` are the trials whose learning rates go no further.
+    """
 
     leg: Leg
     steps: int
+    examples_per_step: int
+    dropped: tuple[Trial, ...]
 
 
 def train(
@@ -47,11 +52,13 @@ def train(
         _hand_over(directory, event)
     results = _results(directory, journal)
     size = _journaled_size(prepared, journal, costs)
+    settings = prepared.settings
     while packs := _packs(prepared, directory, journal, results, size):
-        observe(Planned(_joined(packs), prepared.settings.steps))
+        out = dropped(prepared.config, settings.rungs, results)
+        observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
         for pack in packs:
             results |= _train_pack(prepared, directory, journal, pack, observe)
-    return settled(prepared.config, prepared.settings.rungs, results)
+    return settled(prepared.config, settings.rungs, results)
 
 
 def step_costs(prepared: Prepared, journal: Journal, tell: Callable[[str], None]) -> dict[int, StepCost]:

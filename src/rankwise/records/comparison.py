@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rankwise.records.plain import plain, record_of
 from rankwise.records.recommendation import Recommendation, Verdict
+from rankwise.records.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,7 @@ class ComparisonPlan:
 
 
 @dataclass(frozen=True)
-class RankComparison:
+class RankComparison(Shown):
     """A finished comparison: one experiment a rank, in the order of ranks, beside rank 0, and the answer.
 
     `adapter` is a PEFT directory: of the recommended rank's trials the one with the lowest validation loss (of all

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rankwise.records.plain import plain
+from rankwise.records.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MemoryParts:
 
 
 @dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(Shown):
     """The memory of one training step; `rank` is None for full fine-tuning.
 
     `peak_bytes` is what torch would count as allocated, and the sum of `memory`; `peak_bytes_low` and `peak_bytes_high`
@@ -128,7 +129,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class ModelEstimate:
+class ModelEstimate(Shown):
     """What each rank of a model costs, and full fine-tuning; with a GPU what fits it.
 
     `settings` are those of the step. `methods` compares full fine-tuning, LoRA and QLoRA at the smallest of the ranks;

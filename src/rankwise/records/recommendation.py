@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rankwise.records.shown import Shown
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -60,7 +62,7 @@ class Doubling:
 
 
 @dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Shown):
     """The answer to "which rank?".
 
     `rank` is the smallest that was shown to suffice, with what it was trained with; None where no rank

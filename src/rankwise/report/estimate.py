@@ -1,21 +1,18 @@
-"""What each rank costs, on a terminal: the table of ranks, what fits a GPU, the linear layers.
-
-Texts that come from models and options are passed to rich as `Text`, never as markup.
-"""
+"""What each rank costs: the table of ranks, what fits a GPU, the linear layers, the parts of one peak."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
-from rankwise.records import ModelEstimate, RankEstimate, TrainingCost
-from rankwise.report.text import bytes_text, share_text
+from rankwise.records import MemoryEstimate, ModelEstimate, RankEstimate, TrainingCost
+from rankwise.report.sheet import Heading, Sheet
+from rankwise.report.terminal import terminal_table
+from rankwise.report.text import bytes_text, isolated, share_text
 
 # Where the rank takes less than this of the peak, memory is saved elsewhere.
 _LITTLE = 0.1
@@ -39,12 +36,13 @@ _COLUMNS = (
     _of_cost("trainable\nparams", lambda cost: f"{cost.memory.trainable_params:,}"),
     _Column("% of\nall", lambda row: f"{row.trainable_percent:.3g}", lambda _: "100"),
     _of_cost("optimizer\nstates", lambda cost: bytes_text(cost.memory.memory.optimizer_states)),
-    _of_cost("peak memory\n(from–to)", lambda cost: _peak(cost)),
+    _of_cost("peak memory\n(from–to)", lambda cost: _range(cost.memory)),
 )
 _GPU_COLUMNS = (
     _of_cost("fits", lambda cost: "yes" if cost.fits else "no"),
     _of_cost("largest\nbatch", lambda cost: f"{cost.largest_batch:,}"),
 )
+_LAYER = ("name", "d_in", "d_out", "layers", "experts", "adapted")
 # In this order, as many as the terminal has room for.
 _WIDER_COLUMNS = (
     _Column("rank's\nshare", lambda row: share_text(row.rank_share_of_peak)),
@@ -54,6 +52,71 @@ _WIDER_COLUMNS = (
 )
 
 
+def rank_sheet(estimate: ModelEstimate, wider: int = len(_WIDER_COLUMNS)) -> Sheet:
+    """A row for each rank and for full fine-tuning, with so many of the wider columns; the notes are below, too."""
+    known = estimate.gpu_bytes is not None
+    columns = (*_COLUMNS, *_WIDER_COLUMNS[:wider], *(_GPU_COLUMNS if known else ()))
+    rows = [[column.of_rank(row) for column in columns] for row in estimate.ranks]
+    rows.append([column.of_full(estimate.full_fine_tuning) for column in columns])
+    return Sheet(
+        f"{isolated(estimate.model)}: {estimate.total_params:,} parameters",
+        [Heading(column.header) for column in columns],
+        rows,
+        [*_caption(estimate), *(f"note: {isolated(note)}" for note in estimate.notes)],
+    )
+
+
+def methods_sheet(estimate: ModelEstimate) -> Sheet:
+    """Full fine-tuning, LoRA and QLoRA on the GPU."""
+    headings = [Heading("", "left"), *map(Heading, ("base\nweights", "activations", "peak memory\n(from–to)"))]
+    rows = []
+    for cost in estimate.methods:
+        parts = cost.memory.memory
+        name = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[cost.method]
+        rank = "" if cost.memory.rank is None else f", rank {cost.memory.rank}"
+        figures = bytes_text(parts.base_weights), bytes_text(parts.activations), _range(cost.memory)
+        gpu = (column.of_full(cost) for column in _GPU_COLUMNS)
+        rows.append([name + rank, *figures, *gpu])
+    quantized = str(estimate.settings["quantize"])
+    return Sheet(
+        f"on a GPU of {bytes_text(estimate.gpu_bytes)}",
+        [*headings, *(Heading(column.header) for column in _GPU_COLUMNS)],
+        rows,
+        [f"QLoRA: the base model in {'nf4' if quantized == 'none' else quantized}."],
+    )
+
+
+def layer_sheet(estimate: ModelEstimate) -> Sheet:
+    """The linear layers by name and shape, and which are adapted."""
+    headings = [Heading(text, "left" if text in ("name", "adapted") else "right") for text in _LAYER]
+    rows = [
+        [
+            isolated(group.name),
+            f"{group.d_in:,}",
+            f"{group.d_out:,}",
+            str(group.count),
+            "" if group.experts == 1 else str(group.experts),
+            "yes" if group.adapted else "",
+        ]
+        for group in estimate.linear_layers
+    ]
+    return Sheet("linear layers", headings, rows)
+
+
+def memory_sheet(memory: MemoryEstimate) -> Sheet:
+    """What the peak of a step is made of."""
+    parts = {field.name.replace("_", " "): getattr(memory.memory, field.name) for field in fields(memory.memory)}
+    rows = [[name, bytes_text(count)] for name, count in parts.items()]
+    rows += [["peak (from–to)", _range(memory)], ["reserved by the allocator", bytes_text(memory.reserved_bytes)]]
+    way = "full fine-tuning" if memory.rank is None else f"LoRA, rank {memory.rank}"
+    return Sheet(
+        f"{way}: {memory.trainable_params:,} trainable parameters",
+        (Heading("at the peak of a step", "left"), Heading("memory")),
+        rows,
+        [f"The peak is in {isolated(memory.peak_at)}."] if memory.peak_at else [],
+    )
+
+
 @dataclass(frozen=True)
 class _RankTable:
     """Laid out once the width is known: rich asks while it prints."""
@@ -61,56 +124,30 @@ class _RankTable:
     estimate: ModelEstimate
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        table = self._table(0)
+        sheet = rank_sheet(self.estimate, 0)
         for wider in range(1, len(_WIDER_COLUMNS) + 1):
-            more = self._table(wider)
-            if Measurement.get(console, options.update_width(1000), more).maximum <= options.max_width:
-                table = more
-        yield table
-
-    def _table(self, wider: int) -> Table:
-        known = self.estimate.gpu_bytes is not None
-        columns = (*_COLUMNS, *_WIDER_COLUMNS[:wider], *(_GPU_COLUMNS if known else ()))
-        table = _table(Text(f"{self.estimate.model}: {self.estimate.total_params:,} parameters"))
-        for column in columns:
-            table.add_column(column.header, justify="right")
-        for row in self.estimate.ranks:
-            table.add_row(*(column.of_rank(row) for column in columns))
-        table.add_row(*(column.of_full(self.estimate.full_fine_tuning) for column in columns))
-        return table
+            more = rank_sheet(self.estimate, wider)
+            taken = Measurement.get(console, options.update_width(1000), terminal_table(more))
+            if taken.maximum <= options.max_width:
+                sheet = more
+        yield terminal_table(sheet)
+        yield from map(Text, sheet.below)
 
 
 def estimate_table(estimate: ModelEstimate) -> RenderableType:
-    """A row for each rank and for full fine-tuning, what the figures are, and the notes."""
-    notes = (Text(f"note: {note}") for note in estimate.notes)
-    return Group(_RankTable(estimate), *(Text(line) for line in _caption(estimate)), *notes)
+    """The ranks, in as many columns as the terminal has room for."""
+    return _RankTable(estimate)
 
 
 def methods_table(estimate: ModelEstimate) -> RenderableType:
-    """Full fine-tuning, LoRA and QLoRA on the GPU."""
-    table = _table(Text(f"on a GPU of {bytes_text(estimate.gpu_bytes)}"))
-    for header in ("", "base\nweights", "activations", "peak memory\n(from–to)", "fits", "largest\nbatch"):
-        table.add_column(header, justify="right" if header else "left")
-    for cost in estimate.methods:
-        parts = cost.memory.memory
-        name = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[cost.method]
-        rank = "" if cost.memory.rank is None else f", rank {cost.memory.rank}"
-        gpu = (column.of_full(cost) for column in _GPU_COLUMNS)
-        table.add_row(name + rank, bytes_text(parts.base_weights), bytes_text(parts.activations), _peak(cost), *gpu)
-    quantized = str(estimate.settings["quantize"])
-    return Group(table, Text(f"QLoRA: the base model in {'nf4' if quantized == 'none' else quantized}."))
+    """The ways to train."""
+    sheet = methods_sheet(estimate)
+    return Group(terminal_table(sheet), *map(Text, sheet.below))
 
 
 def layer_table(estimate: ModelEstimate) -> RenderableType:
-    """The linear layers by name and shape, and which are adapted."""
-    table = _table(Text("linear layers"))
-    for header in ("name", "d_in", "d_out", "layers", "experts", "adapted"):
-        table.add_column(header, justify="left" if header in ("name", "adapted") else "right")
-    for group in estimate.linear_layers:
-        experts = "" if group.experts == 1 else str(group.experts)
-        adapted = "yes" if group.adapted else ""
-        table.add_row(Text(group.name), f"{group.d_in:,}", f"{group.d_out:,}", str(group.count), experts, adapted)
-    return table
+    """The linear layers."""
+    return terminal_table(layer_sheet(estimate))
 
 
 def _caption(estimate: ModelEstimate) -> Iterator[str]:
@@ -119,7 +156,7 @@ def _caption(estimate: ModelEstimate) -> Iterator[str]:
     quantized = "" if settings["quantize"] == "none" else f" in {settings['quantize']}"
     checkpointing = ", checkpointing" if settings["checkpointing"] else ""
     yield (
-        f"LoRA on {targets if isinstance(targets, str) else ','.join(targets)}{pack}; a step of "
+        f"LoRA on {isolated(targets if isinstance(targets, str) else ','.join(targets))}{pack}; a step of "
         f"{settings['batch_size']} × {settings['seq_len']:,} tokens, {settings['dtype']} base{quantized}, "
         f"{settings['adapter_dtype']} adapter, {settings['optimizer']}{checkpointing}."
     )
@@ -145,20 +182,14 @@ def _caption(estimate: ModelEstimate) -> Iterator[str]:
         yield f"Of the ranks asked for, {'none fits' if largest is None else f'the largest that fits is {largest}'}."
 
 
-def _peak(cost: TrainingCost) -> str:
-    """One unit where all three have the same.
+def _range(memory: MemoryEstimate) -> str:
+    """The peak and what it may be; one unit where all three have the same.
 
-    >>> from rankwise.records import MemoryEstimate, MemoryParts
+    >>> from rankwise.records import MemoryParts
     >>> parts = MemoryParts(0, 0, 0, 0, 22_013_927_424, 0)
-    >>> memory = MemoryEstimate(8, 0, parts, parts.total, 21_573_648_876, 23_703_579_525, parts.total, "")
-    >>> _peak(TrainingCost("lora", memory, None, None))
+    >>> _range(MemoryEstimate(8, 0, parts, parts.total, 21_573_648_876, 23_703_579_525, parts.total, ""))
     '22 GB (21.6–23.7)'
     """
-    memory = cost.memory
     peak, low, high = map(bytes_text, (memory.peak_bytes, memory.peak_bytes_low, memory.peak_bytes_high))
     one_unit = len({text.rpartition(" ")[2] for text in (peak, low, high)}) == 1
     return f"{peak} ({low.partition(' ')[0]}–{high.partition(' ')[0]})" if one_unit else f"{peak} ({low}–{high})"
-
-
-def _table(title: Text) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))

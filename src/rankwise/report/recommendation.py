@@ -1,21 +1,23 @@
-"""The answer on a terminal, below the table."""
+"""The answer in a few lines."""
 
 from __future__ import annotations
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from rankwise.records import Doubling, Recommendation
-from rankwise.report.text import bytes_text, seconds_text
+from rankwise.report.sheet import FACTS, Sheet
+from rankwise.report.terminal import terminal_table
+from rankwise.report.text import bytes_text, isolated, seconds_text
 
 
 def recommendation_table(recommendation: Recommendation) -> RenderableType:
+    """The answer, below the table."""
+    return terminal_table(recommendation_sheet(recommendation))
+
+
+def recommendation_sheet(recommendation: Recommendation) -> Sheet:
     """A line each for the answer, why, what twice the rank takes, and what the answer does not know."""
-    table = Table.grid(padding=(0, 2))
-    for name, text in _lines(recommendation):
-        table.add_row(Text(name), Text(text))
-    return table
+    return Sheet("Recommendation", FACTS, _lines(recommendation))
 
 
 def _lines(recommendation: Recommendation) -> list[tuple[str, str]]:
@@ -36,7 +38,7 @@ def _answer(recommendation: Recommendation) -> str:
     settings = (
         f"rank {recommendation.rank}, alpha {recommendation.alpha:g}, scaling {scaling}, "
         f"learning rate {recommendation.learning_rate:g}, "
-        f"target modules {targets if isinstance(targets, str) else ','.join(targets)}"
+        f"target modules {isolated(targets if isinstance(targets, str) else ','.join(targets))}"
     )
     before = {"resolved": "", "not_plateaued": "not plateaued; until a larger rank is tried: "}
     return before.get(recommendation.status, "unresolved; until more is known: ") + settings

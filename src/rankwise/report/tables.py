@@ -1,20 +1,20 @@
-"""A comparison on a terminal: one table that fits its width, and the notes below it.
-
-Texts that come from models and data are passed to rich as `Text`, never as markup.
-"""
+"""A comparison as a table: on a terminal one that fits its width, with the notes below it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from rich import box
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rankwise.records import Baseline, FullFineTuning, RankComparison, RankExperiment
-from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
+from rankwise.report.sheet import Heading, Sheet
+from rankwise.report.terminal import terminal_table
+from rankwise.report.text import DASH, bytes_text, isolated, nll_text, seconds_text, share_text
 
 _WIDE = 90
 _ACCURACY = {
@@ -27,13 +27,13 @@ _ACCURACY = {
 
 @dataclass(frozen=True)
 class _Column:
-    """How one column reads the records; `justify` keeps the digits below each other."""
+    """How one column reads the records."""
 
     header: str
     of_rank: Callable[[RankExperiment], str]
     of_baseline: Callable[[Baseline], str] = lambda _: DASH
     of_full: Callable[[FullFineTuning], str] = lambda _: DASH
-    justify: JustifyMethod = "right"
+    justify: Literal["left", "right"] = "right"
     from_width: int = 0  # columns of a terminal below which it is left out
 
 
@@ -92,6 +92,19 @@ _FORGETS = _Column("forgets", _forgetting, lambda _: "0", _forgetting)
 _FORGETS_WIDTH = 9
 
 
+def comparison_sheet(comparison: RankComparison, width: float = math.inf) -> Sheet:
+    """A row for rank 0 and for each rank, in the columns that this width has room for; below, what the figures are."""
+    retained = comparison.baseline.retained_nll is not None
+    room = width - (_FORGETS_WIDTH if retained else 0)
+    columns = [column for column in _COLUMNS if room >= column.from_width] + ([_FORGETS] if retained else [])
+    rows = [[column.of_baseline(comparison.baseline) for column in columns]]
+    rows += [[column.of_rank(experiment) for column in columns] for experiment in comparison.experiments]
+    if comparison.full is not None:
+        rows.append([column.of_full(comparison.full) for column in columns])
+    headings = [Heading(column.header, column.justify) for column in columns]
+    return Sheet(_title(comparison), headings, rows, _caption(comparison, wide=width >= _WIDE))
+
+
 @dataclass(frozen=True)
 class _ComparisonTable:
     """The table, laid out once the width is known: rich asks while it prints."""
@@ -99,37 +112,18 @@ class _ComparisonTable:
     comparison: RankComparison
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        wide = options.max_width >= _WIDE
-        table = Table(
-            title=Text(_title(self.comparison)),
-            caption=Text(_caption(self.comparison, wide=wide)),
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        retained = self.comparison.baseline.retained_nll is not None
-        width = options.max_width - (_FORGETS_WIDTH if retained else 0)
-        columns = [column for column in _COLUMNS if width >= column.from_width]
-        if retained:
-            columns.append(_FORGETS)
-        for column in columns:
-            table.add_column(column.header, justify=column.justify, overflow="fold")
-        table.add_row(*(column.of_baseline(self.comparison.baseline) for column in columns))
-        for experiment in self.comparison.experiments:
-            table.add_row(*(column.of_rank(experiment) for column in columns))
-        if self.comparison.full is not None:
-            table.add_row(*(column.of_full(self.comparison.full) for column in columns))
+        sheet = comparison_sheet(self.comparison, options.max_width)
+        table = terminal_table(sheet)
+        table.caption, table.caption_justify = Text("\n".join(sheet.below)), "left"
         yield table
 
 
 def _title(comparison: RankComparison) -> str:
     base = "" if comparison.base in ("float32", "bfloat16") else f" in {comparison.base}"
-    return f"{comparison.task} on {comparison.model}{base}"
+    return f"{isolated(comparison.task)} on {isolated(comparison.model)}{base}"
 
 
-def _caption(comparison: RankComparison, *, wide: bool) -> str:
+def _caption(comparison: RankComparison, *, wide: bool) -> list[str]:
     experiments = comparison.experiments
     fewest, most = min(e.seeds for e in experiments), max(e.seeds for e in experiments)
     seeds = "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
@@ -155,7 +149,7 @@ def _caption(comparison: RankComparison, *, wide: bool) -> str:
     if comparison.baseline.retained_nll is not None:
         before = nll_text(comparison.baseline.retained_nll)
         lines.append(f"Forgets: by how much the NLL of the retained texts rises, {before} nats a token at rank 0.")
-    return "\n".join(lines)
+    return lines
 
 
 def comparison_table(comparison: RankComparison) -> RenderableType:
@@ -167,5 +161,5 @@ def comparison_notes(comparison: RankComparison) -> RenderableType:
     """The comparison's notes, an item each; nothing where there are none."""
     notes = Table.grid(padding=(0, 1))
     for note in comparison.notes:
-        notes.add_row("note:", Text(note))
+        notes.add_row("note:", Text(isolated(note)))
     return notes

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from unicodedata import bidirectional
 
 DASH = "–"
+ISOLATE, POP_ISOLATE = "\u2068", "\u2069"  # Unicode's marks around text with a direction of its own
+_DIRECTING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def bytes_text(count: int | None) -> str:
@@ -52,3 +56,15 @@ def share_text(share: float) -> str:
 def nll_text(nll: float) -> str:
     """Nats, three decimals; a dash for a loss that is not finite."""
     return f"{nll:.3f}" if math.isfinite(nll) else DASH
+
+
+def isolated(name: str) -> str:
+    """A text of someone else's, which may run from right to left: it does not turn what stands around it.
+
+    Marks in it that direct the text after them are left out.
+
+    >>> isolated("llama"), isolated("משימה"), isolated("a\\u202eb")
+    ('llama', '\\u2068משימה\\u2069', 'ab')
+    """
+    bare = _DIRECTING.sub("", name)
+    return bare if all(bidirectional(letter) not in ("R", "AL") for letter in bare) else ISOLATE + bare + POP_ISOLATE

@@ -28,6 +28,10 @@ class TrainingSettings:
     checkpointing: bool = False
 
     @property
+    def examples_per_step(self) -> int:
+        return self.batch_size * self.accumulation
+
+    @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """
         >>> TrainingSettings(steps=10, evaluations=4).evaluation_steps
