@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spectrum.probe": {"train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},
+    "compare.page": {"compare", "report"},
     "compare.config": {"tasks", "base.quantize", "base.source"},
     "compare.schedule": {"compare.config"},
     "compare.plan": {"compare.schedule", "memory"},

@@ -22,6 +22,7 @@ from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
 from rankwise.cli.estimate import estimate
 from rankwise.cli.options import options_from_config
+from rankwise.cli.report import report
 from rankwise.errors import RunError, UserError
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ def _add(command: Callable[..., None]) -> None:
 _add(options_from_config(compare))
 _add(estimate)
 _add(demo)
+_add(report)
 
 
 def _version(wanted: bool) -> None:

@@ -103,9 +103,7 @@ def answer(
     for rank, of in scores.items():
         row = _row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank))
         low, high = _simultaneous(choice.config.metric, of, data, len(scores))
-        rows.append(
-            replace(row, simultaneous_low=low, simultaneous_high=high, **forgotten.get(rank, NOTHING_RETAINED))
-        )
+        rows.append(replace(row, simultaneous_low=low, simultaneous_high=high, **forgotten.get(rank, NOTHING_RETAINED)))
     recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for, stopped)
     return Answer(tuple(rows), recommendation, tuple(notes))
 

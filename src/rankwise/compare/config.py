@@ -288,8 +288,10 @@ class ComparisonConfig:
         def plain(value: Any) -> Any:
             if isinstance(value, tuple):
                 return list(value)
+            if isinstance(value, Path):
+                return str(value)
             is_plain = value is None or isinstance(value, str | int | float)
-            return value if is_plain else (str(value) if isinstance(value, Path) else type(value).__name__)
+            return value if is_plain else f"{type(value).__name__} in memory"
 
         return {option.name: plain(getattr(self, option.name)) for option in fields(self)}
 

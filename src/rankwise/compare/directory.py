@@ -11,6 +11,7 @@ adapter/            the adapter of the recommended rank's best trial
 bases/NAME/         a run of its own over each base after the first
 recommendation.json the answer and what it stands on
 experiments.json    what `--json` prints
+report.html         the page
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
 
     def trial(self, trial: Trial) -> Path:
         return self.path / "trials" / trial.id

@@ -213,6 +213,7 @@ def describe(prepared: Prepared) -> Description:
             "test": data(task.test),
         },
         "steps": prepared.settings.steps,
+        "base_bytes": base.bytes,
         "versions": {name: version(name) for name in ("rankwise", "torch", "transformers", "peft", "numpy")},
         "hardware": {
             "machine": platform.machine(),

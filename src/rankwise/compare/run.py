@@ -7,7 +7,7 @@ one that is new take the same way.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,6 +26,7 @@ from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal
+from rankwise.compare.page import write_page
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.results import Choice, choose
@@ -71,9 +72,16 @@ def run_rank_comparison(
     path = Path(run) if run is not None else new_run()
     first, *others = config.each_base
     comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
-    if not others:
-        return comparison
-    over = []
+    if others:
+        comparison = _over_the_others(config, comparison, others, observe)
+    write_page(path)
+    return comparison
+
+
+def _over_the_others(
+    config: ComparisonConfig, comparison: RankComparison, others: Sequence[ComparisonConfig], observe: Observer
+) -> RankComparison:
+    path, over = comparison.run, []
     for base, other in zip((config.bases or ())[1:], others, strict=True):
         directory = RunDirectory(path / "bases" / base)
         begun = (directory.path / "comparison.json").is_file()

@@ -50,7 +50,7 @@ def train(
     """Train all legs that are not trained yet; the results of all trials, those that were dropped too."""
     for event in journal.of("trained"):
         _hand_over(directory, event)
-    results = _results(directory, journal)
+    results = journaled_results(directory, journal)
     size = _journaled_size(prepared, journal, costs)
     settings = prepared.settings
     while packs := _packs(prepared, directory, journal, results, size):
@@ -124,7 +124,7 @@ def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepC
     return size
 
 
-def _results(directory: RunDirectory, journal: Journal) -> dict[Trial, TrialResult]:
+def journaled_results(directory: RunDirectory, journal: Journal) -> dict[Trial, TrialResult]:
     """What earlier starts of the run have trained."""
     packs = [pack for event in journal.of("plan") for pack in event["packs"]]
     trials = dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"])

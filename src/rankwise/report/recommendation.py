@@ -15,6 +15,18 @@ def recommendation_table(recommendation: Recommendation) -> RenderableType:
     return terminal_table(recommendation_sheet(recommendation))
 
 
+def headline(recommendation: Recommendation) -> str:
+    """The answer in a sentence."""
+    rank = recommendation.rank
+    if rank is None:
+        gained = recommendation.status != "no_gain"
+        return "No rank yet: the data cannot tell." if gained else "No rank: none gains over the base model."
+    return {
+        "resolved": f"Rank {rank} is enough.",
+        "not_plateaued": f"Rank {rank} so far: a larger one may still gain.",
+    }.get(recommendation.status, f"Rank {rank} for now: the data cannot tell yet.")
+
+
 def recommendation_sheet(recommendation: Recommendation) -> Sheet:
     """A line each for the answer, why, what twice the rank takes, and what the answer does not know."""
     return Sheet("Recommendation", FACTS, _lines(recommendation))

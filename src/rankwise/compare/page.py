@@ -1,0 +1,53 @@
+"""The page of a run: what the run directory holds, handed to `report`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.directory import RunDirectory, read_comparison
+from rankwise.compare.journal import Journal
+from rankwise.compare.training import journaled_results
+from rankwise.durable import write_file
+from rankwise.report.page import comparison_page
+
+
+def write_page(run: Path | str) -> Path:
+    """Write `report.html` into a run directory, and into those of its further bases; returns its path.
+
+    Raises `UserError` where the run has not ended, `RunError` where its files are damaged.
+    """
+    directory = RunDirectory(Path(run))
+    comparison = read_comparison(directory.path)
+    for other in comparison.over:
+        write_page(other.run)
+    setup = json.loads((directory.path / "comparison.json").read_text(encoding="utf-8"))
+    results = journaled_results(directory, Journal(directory.path / "journal.jsonl"))
+    page = comparison_page(
+        comparison,
+        list(results.values()),
+        setup,
+        base_bytes=setup.get("base_bytes"),
+        command=command_of(setup["config"]),
+    )
+    write_file(directory.page, lambda beside: beside.write_text(page, encoding="utf-8"))
+    return directory.page
+
+
+def command_of(config: Mapping[str, Any]) -> str:
+    """The command that begins such a comparison, from its resolved options."""
+    words = ["rankwise", "compare"]
+    for name, value in config.items():
+        default = ComparisonConfig.default(name)
+        if value is None or value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return shlex.join(words)

@@ -1,0 +1,249 @@
+"""Quality by rank, what a smaller rank loses, and quality by what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rankwise.records import RankComparison, RankExperiment
+from rankwise.report.charts.chart import (
+    BLUE,
+    GREEN,
+    GREY,
+    LABEL,
+    ORANGE,
+    Chart,
+    Point,
+    limits,
+    rank_axis,
+    rule_with_name,
+    sheet_of,
+    signed,
+    specification,
+    y_axis,
+)
+from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
+
+_GB = 1e9
+
+
+def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
+    by_nll = comparison.recommendation.metric == "nll"
+    name = "NLL, nats" if by_nll else "accuracy"
+    show = nll_text if by_nll else share_text
+
+    def value(of: Any) -> float:
+        return float(of.nll if by_nll else of.accuracy)
+
+    points = [
+        {
+            "rank": row.rank,
+            "value": value(row),
+            **limits(low, high),
+            "label": f"r={row.rank}: {name} {show(value(row))}"
+            + (f", {show(low)} to {show(high)} with all ranks at once" if low is not None and high is not None else ""),
+        }
+        for row in rows
+        if math.isfinite(value(row))
+        for low, high in [(row.simultaneous_low, row.simultaneous_high)]
+    ]
+    others: list[Point] = [{"value": value(comparison.baseline), "name": "rank 0"}]
+    if comparison.full is not None:
+        others.append({"value": value(comparison.full), "name": "full fine-tuning"})
+    for other in others:
+        other["label"] = f"{other['name']}: {name} {show(other['value'])}"
+    reference = rows[-1]
+    margin, layers = comparison.recommendation.margin, []
+    if margin is not None and math.isfinite(value(reference)):
+        at = value(reference)
+        worst = at + margin if by_nll else at - margin
+        band = {
+            "from": at,
+            "to": worst,
+            "label": f"the margin: as good as r={reference.rank} is {show(worst)} or {'less' if by_nll else 'more'}",
+        }
+        layers.append(
+            {
+                "data": {"values": [band]},
+                "mark": {"type": "rect", "color": GREEN, "opacity": 0.18},
+                "encoding": {"y": y_axis("from", name), "y2": {"field": "to"}, "description": LABEL},
+            }
+        )
+    layers += [
+        rule_with_name(others, "value", name),
+        {
+            "data": {"values": points},
+            "encoding": {"x": rank_axis(rows), "description": LABEL},
+            "layer": [
+                {
+                    "mark": {"type": "rule", "color": BLUE, "strokeWidth": 2},
+                    "encoding": {"y": y_axis("low", name), "y2": {"field": "high"}},
+                },
+                {"mark": {"type": "line", "color": BLUE, "opacity": 0.5}, "encoding": {"y": y_axis("value", name)}},
+                {
+                    "mark": {"type": "point", "color": BLUE, "filled": True, "size": 90, "opacity": 1},
+                    "encoding": {"y": y_axis("value", name)},
+                },
+            ],
+        },
+    ]
+    table = [
+        (str(row.rank), *(DASH if each is None else show(each) for each in (value(row), low, high)))
+        for row in rows
+        for low, high in [(row.simultaneous_low, row.simultaneous_high)]
+    ]
+    table += [(str(other["name"]), show(other["value"]), DASH, DASH) for other in others]
+    return Chart(
+        "quality",
+        "Quality by rank",
+        f"{name[0].upper()}{name[1:]} on the test split{', less is better' if by_nll else ''}. Bars hold for all ranks "
+        f"at once with 95 %. The green band is the margin below the reference, r={reference.rank}.",
+        specification(layer=layers),
+        sheet_of("Quality by rank", ("rank", name, "low", "high"), table),
+    )
+
+
+def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
+    reference, margin = rows[-1].rank, comparison.recommendation.margin
+    unit = "nats" if comparison.recommendation.metric == "nll" else "points of accuracy"
+    scale = 1 if unit == "nats" else 100
+    points: list[Point] = [
+        {
+            "rank": row.rank,
+            "value": scale * row.difference,
+            "low": scale * low,
+            "high": scale * high,
+            "verdict": row.verdict,
+            "label": f"r={row.rank}, {row.verdict}: {signed(scale * row.difference)} {unit} to r={reference}, "
+            f"{signed(scale * low)} to {signed(scale * high)}",
+        }
+        for row in rows
+        for low, high in [(row.difference_low, row.difference_high)]
+        if low is not None and high is not None and row.rank != reference
+    ]
+    lines = [{"at": 0.0, "name": f"r={reference}", "label": f"the reference, r={reference}"}]
+    if margin is not None:
+        lost = -scale * margin
+        lines.append({"at": lost, "name": "the margin", "label": f"the margin, {signed(lost)} {unit}"})
+    axis = f"difference to r={reference}, {unit}"
+    verdicts = ["sufficient", "unresolved", "underfits"]
+    table = [
+        (str(point["rank"]), *(signed(point[of]) for of in ("value", "low", "high")), str(point["verdict"]))
+        for point in points
+    ]
+    return Chart(
+        "difference",
+        "What a smaller rank loses",
+        f"The difference to r={reference} in {unit}; above 0 the smaller rank is better. Each end of a bar alone is 95 "
+        "% sure: a rank whose bar lies wholly above the margin is sufficient, wholly below it underfits.",
+        specification(
+            layer=[
+                rule_with_name(lines, "at", axis),
+                {
+                    "data": {"values": points},
+                    "encoding": {
+                        "x": rank_axis(rows),
+                        "color": {
+                            "field": "verdict",
+                            "scale": {"domain": verdicts, "range": [GREEN, GREY, ORANGE]},
+                            "legend": {"title": None, "orient": "top"},
+                        },
+                        "shape": {
+                            "field": "verdict",
+                            "scale": {"domain": verdicts, "range": ["circle", "diamond", "triangle-down"]},
+                        },
+                        "description": LABEL,
+                    },
+                    "layer": [
+                        {
+                            "mark": {"type": "rule", "strokeWidth": 2},
+                            "encoding": {"y": y_axis("low", axis), "y2": {"field": "high"}},
+                        },
+                        {
+                            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                            "encoding": {"y": y_axis("value", axis)},
+                        },
+                    ],
+                },
+            ]
+        ),
+        sheet_of("What a smaller rank loses", ("rank", f"difference, {unit}", "low", "high", "verdict"), table),
+    )
+
+
+def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
+    by_nll = comparison.recommendation.metric == "nll"
+    name, show = ("NLL, nats", nll_text) if by_nll else ("accuracy", share_text)
+    costs = [
+        ("trainable parameters", [float(row.trainable_params) for row in rows], "{:,.0f}".format, "log"),
+        ("training time, s", [row.training_time_seconds for row in rows], seconds_text, "linear"),
+        (
+            "peak memory, GB",
+            [math.nan if row.peak_memory_bytes is None else row.peak_memory_bytes / _GB for row in rows],
+            _gigabytes,
+            "linear",
+        ),
+    ]
+    panels = []
+    for title, values, as_text, scale in costs:
+        points = [
+            {
+                "cost": cost,
+                "value": row.nll if by_nll else row.accuracy,
+                "name": f"r={row.rank}",
+                "label": f"r={row.rank}: {title.split(',')[0]} {as_text(cost)}, {name} "
+                f"{show(row.nll if by_nll else row.accuracy)}",
+            }
+            for row, cost in zip(rows, values, strict=True)
+            if math.isfinite(cost) and math.isfinite(row.nll)
+        ]
+        if points:
+            encoding = {
+                "x": {
+                    "field": "cost",
+                    "type": "quantitative",
+                    "title": title,
+                    "scale": {"type": scale, "zero": False, "padding": 24},
+                    "axis": {"tickCount": 4, "format": "~s"},
+                },
+                "y": y_axis("value", name),
+                "description": LABEL,
+            }
+            panels.append(
+                {
+                    "data": {"values": points},
+                    "width": 200,
+                    "height": 200,
+                    "encoding": encoding,
+                    "layer": [
+                        {"mark": {"type": "line", "color": GREY, "opacity": 0.5}},
+                        {"mark": {"type": "point", "color": BLUE, "filled": True, "size": 80, "opacity": 1}},
+                        {
+                            "mark": {"type": "text", "dy": -12, "color": "currentColor"},
+                            "encoding": {"text": {"field": "name"}},
+                        },
+                    ],
+                }
+            )
+    table = [
+        (
+            str(row.rank),
+            show(row.nll if by_nll else row.accuracy),
+            f"{row.trainable_params:,}",
+            seconds_text(row.training_time_seconds),
+            bytes_text(row.peak_memory_bytes),
+        )
+        for row in rows
+    ]
+    return Chart(
+        "cost",
+        "Quality by cost",
+        "What training a rank alone takes: quality is worth its cost only where a curve still rises.",
+        specification(concat=panels, columns=3),
+        sheet_of("Quality by cost", ("rank", name, "trainable parameters", "training time", "peak memory"), table),
+    )
+
+
+def _gigabytes(count: float) -> str:
+    return bytes_text(round(count * _GB))
