@@ -118,7 +118,7 @@ def test_decide_stands_on_numpy_and_scipy_alone(graph: grimp.ImportGraph) -> Non
     [
         "import rankwise",
         "import rankwise.decide.interval",
-        "import rankwise.report.tables",
+        "import rankwise.report.notebook",
         "import sys; sys.argv[1:] = ['--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['compare', '--help']; from rankwise.cli.main import main; main()",
     ],

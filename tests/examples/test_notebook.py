@@ -30,7 +30,7 @@ def shown(outputs: list[Any]) -> dict[str, str]:
 
 
 def test_no_cell_fails(executed: dict[str, list[Any]]) -> None:
-    assert len(executed) == 4
+    assert len(executed) == 5
     assert [output for outputs in executed.values() for output in outputs if output.output_type == "error"] == []
 
 
@@ -38,7 +38,7 @@ def test_no_cell_fails(executed: dict[str, list[Any]]) -> None:
     ("cell", "caption"),
     [
         ("estimate", "all-minilm-l6-v2: 22,713,986 parameters"),
-        ("compare", "docmatch on embedded"),
+        ("compare", "classification on embedded"),
         ("answer", "Recommendation"),
     ],
 )
@@ -50,7 +50,7 @@ def test_records_are_shown_as_tables(executed: dict[str, list[Any]], cell: str, 
 
 def test_bars_are_shown_in_training(executed: dict[str, list[Any]]) -> None:
     text = "".join(output.text for output in executed["compare"] if output.output_type == "stream")
-    assert "training 4 trials to step " in text
+    assert "training 6 trials to step " in text
 
 
 def test_it_is_kept_without_its_outputs() -> None:
