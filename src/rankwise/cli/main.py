@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
 from rankwise.cli.estimate import estimate
+from rankwise.cli.export import export
 from rankwise.cli.options import options_from_config
 from rankwise.errors import RunError, UserError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(options_from_config(compare))
 app.command()(estimate)
+app.command()(export)
 app.command()(demo)
 
 

@@ -13,12 +13,13 @@ from rankwise.report.text import bytes_text, seconds_text
 def recommendation_table(recommendation: Recommendation) -> RenderableType:
     """A line each for the answer, why, what twice the rank takes, and what the answer does not know."""
     table = Table.grid(padding=(0, 2))
-    for name, text in _lines(recommendation):
+    for name, text in recommendation_lines(recommendation):
         table.add_row(Text(name), Text(text))
     return table
 
 
-def _lines(recommendation: Recommendation) -> list[tuple[str, str]]:
+def recommendation_lines(recommendation: Recommendation) -> list[tuple[str, str]]:
+    """The same as names and texts."""
     lines = [("answer", _answer(recommendation)), ("why", _sentence(recommendation.reason))]
     if recommendation.rank is not None:
         if recommendation.doubling is not None:

@@ -5,7 +5,8 @@ Texts that come from models and data are passed to rich as `Text`, never as mark
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -92,6 +93,27 @@ _FORGETS = _Column("forgets", _forgetting, lambda _: "0", _forgetting)
 _FORGETS_WIDTH = 9
 
 
+def _columns(comparison: RankComparison, width: int) -> list[_Column]:
+    """Those that a width has room for."""
+    retained = comparison.baseline.retained_nll is not None
+    width -= _FORGETS_WIDTH if retained else 0
+    return [column for column in _COLUMNS if width >= column.from_width] + ([_FORGETS] if retained else [])
+
+
+def _rows(comparison: RankComparison, columns: Sequence[_Column]) -> Iterator[list[str]]:
+    yield [column.of_baseline(comparison.baseline) for column in columns]
+    for experiment in comparison.experiments:
+        yield [column.of_rank(experiment) for column in columns]
+    if comparison.full is not None:
+        yield [column.of_full(comparison.full) for column in columns]
+
+
+def comparison_cells(comparison: RankComparison) -> list[list[str]]:
+    """The widest table's cells, the header's first: a row for rank 0, each rank, and full fine-tuning."""
+    columns = _columns(comparison, sys.maxsize)
+    return [[column.header.replace("\n", " ") for column in columns], *_rows(comparison, columns)]
+
+
 @dataclass(frozen=True)
 class _ComparisonTable:
     """The table, laid out once the width is known: rich asks while it prints."""
@@ -102,25 +124,18 @@ class _ComparisonTable:
         wide = options.max_width >= _WIDE
         table = Table(
             title=Text(_title(self.comparison)),
-            caption=Text(_caption(self.comparison, wide=wide)),
+            caption=Text(comparison_caption(self.comparison, wide=wide)),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        retained = self.comparison.baseline.retained_nll is not None
-        width = options.max_width - (_FORGETS_WIDTH if retained else 0)
-        columns = [column for column in _COLUMNS if width >= column.from_width]
-        if retained:
-            columns.append(_FORGETS)
+        columns = _columns(self.comparison, options.max_width)
         for column in columns:
             table.add_column(column.header, justify=column.justify, overflow="fold")
-        table.add_row(*(column.of_baseline(self.comparison.baseline) for column in columns))
-        for experiment in self.comparison.experiments:
-            table.add_row(*(column.of_rank(experiment) for column in columns))
-        if self.comparison.full is not None:
-            table.add_row(*(column.of_full(self.comparison.full) for column in columns))
+        for row in _rows(self.comparison, columns):
+            table.add_row(*row)
         yield table
 
 
@@ -129,7 +144,8 @@ def _title(comparison: RankComparison) -> str:
     return f"{comparison.task} on {comparison.model}{base}"
 
 
-def _caption(comparison: RankComparison, *, wide: bool) -> str:
+def comparison_caption(comparison: RankComparison, *, wide: bool) -> str:
+    """What the figures are; a narrow table has no NLL to explain."""
     experiments = comparison.experiments
     fewest, most = min(e.seeds for e in experiments), max(e.seeds for e in experiments)
     seeds = "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"

@@ -52,3 +52,12 @@ def share_text(share: float) -> str:
 def nll_text(nll: float) -> str:
     """Nats, three decimals; a dash for a loss that is not finite."""
     return f"{nll:.3f}" if math.isfinite(nll) else DASH
+
+
+def one_line(text: str) -> str:
+    """Text from data, models or libraries where a line break would end a comment or a table's row.
+
+    >>> one_line("a\\nb\\u2028 c\\x00")
+    'a b c'
+    """
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
