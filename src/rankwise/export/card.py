@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from rankwise.export.finding import Finding
@@ -19,7 +20,8 @@ def model_card(finding: Finding, repository: str) -> str:
         pipeline_tag="text-generation" if finding.causal else "text-classification",
         tags=["lora", "peft", "rankwise"],
     )
-    comparison = replace(finding.comparison, model=finding.model_name)
+    shown = tuple(_without_places(note, finding) for note in finding.comparison.notes)
+    comparison = replace(finding.comparison, model=finding.model_name, notes=shown)
     return f"""---
 {metadata.to_yaml()}
 ---
@@ -42,6 +44,11 @@ Task {escaped(comparison.task)}, compared by rankwise:
 
 {_use(finding, repository)}
 """
+
+
+def _without_places(note: str, finding: Finding) -> str:
+    """A note without the directories of this machine, which are nobody's business."""
+    return re.sub(r"(?<![^\s:(])/(?:[^\s/]+/)+", "", note.replace(finding.base_model, finding.model_name))
 
 
 def _training(finding: Finding) -> str:

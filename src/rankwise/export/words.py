@@ -100,8 +100,6 @@ def adapted_kinds(finding: Finding, trainer: str) -> set[str]:
     if kinds & _MLP:
         if not kinds >= _MLP:
             named = ", ".join(sorted(leaf for leaf in leaves if _KINDS[leaf] in _MLP))
-            raise UserError(
-                f"{trainer} adapts an MLP's three layers together, not {named} alone: give --to peft, or trl"
-            )
+            raise UserError(f"{trainer} adapts an MLP's three layers together, not {named}: give --to peft, or trl")
         kinds = kinds - _MLP | {"mlp"}
     return kinds
