@@ -203,7 +203,7 @@ def test_a_models_name_is_a_value_and_no_more(trainer: str, plain: Finding, name
     [
         ("trl", ("q_proj", "v_proj"), {"lora_target_modules": ["q_proj", "v_proj"]}),
         # One name in a list would reach PEFT as a regular expression that matches no whole name.
-        ("trl", ("q_proj",), {"lora_target_modules": r"(?:.*\.)?(?:q_proj)"}),
+        ("trl", ("q_proj",), {"lora_target_modules": r"(?:.*\.)?q_proj"}),
         ("trl", ".*q_proj", {"lora_target_modules": ".*q_proj"}),
         ("axolotl", "all-linear", {"lora_target_linear": True}),
         ("axolotl", ("q_proj", "v_proj"), {"lora_target_modules": ["q_proj", "v_proj"]}),

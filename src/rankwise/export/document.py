@@ -20,7 +20,7 @@ def yaml_document(comments: Iterable[str], settings: Mapping[str, object]) -> st
     - q
     - v
     """
-    body = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    body = yaml.safe_dump(dict(settings), sort_keys=False, width=sys.maxsize)
     return commented(comments) + body
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from rankwise.export.document import yaml_document
 from rankwise.export.finding import Finding
-from rankwise.export.words import eight_bits_differ, names_pattern, number, transformers_arguments
+from rankwise.export.words import eight_bits_differ, number, transformers_arguments
 
 
 def trl_config(finding: Finding) -> str:
     targets = finding.recommendation.target_modules
     if not isinstance(targets, str):
         # TRL makes a list of one name a text, which PEFT then takes for a regular expression.
-        targets = names_pattern(targets) if len(targets) == 1 else targets
+        targets = rf"(?:.*\.)?{re.escape(targets[0])}" if len(targets) == 1 else targets
     settings: dict[str, object] = {"model_name_or_path": finding.base_model}
     if finding.revision is not None:
         settings["model_revision"] = finding.revision

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 from rankwise.errors import UserError
 from rankwise.export.finding import Finding
 
@@ -53,15 +50,6 @@ def alpha_without_rslora(finding: Finding) -> tuple[float, list[str]]:
         f"rsLoRA has no word here: alpha/sqrt(rank) of alpha {finding.alpha:g} is alpha/rank of alpha {alpha:.6g}, "
         "at this rank alone: change both together"
     ]
-
-
-def names_pattern(names: Iterable[str]) -> str:
-    """PEFT's rule for a list of target modules, as the regular expression that it takes in a list's place.
-
-    >>> names_pattern(["q_proj"])
-    '(?:.*\\\\.)?(?:q_proj)'
-    """
-    return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
 
 
 def eight_bits_differ(finding: Finding, how: str) -> list[str]:
