@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rankwise.compare.config import ComparisonConfig
     from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
     from rankwise.errors import RunError, UserError
+    from rankwise.export.write import Export, export_recommendation
     from rankwise.memory.estimate import estimate_ranks, estimate_training_memory
     from rankwise.memory.formula import estimate_lora_params
     from rankwise.memory.settings import StepSettings
@@ -33,6 +34,7 @@ _HOME = {
     "Baseline": "rankwise.records",
     "ComparisonConfig": "rankwise.compare.config",
     "ComparisonPlan": "rankwise.records",
+    "Export": "rankwise.export.write",
     "MemoryEstimate": "rankwise.records",
     "ModelEstimate": "rankwise.records",
     "ParameterCount": "rankwise.records",
@@ -46,6 +48,7 @@ _HOME = {
     "estimate_lora_params": "rankwise.memory.formula",
     "estimate_ranks": "rankwise.memory.estimate",
     "estimate_training_memory": "rankwise.memory.estimate",
+    "export_recommendation": "rankwise.export.write",
     "plan_rank_comparison": "rankwise.compare.run",
     "run_rank_comparison": "rankwise.compare.run",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "Baseline",
     "ComparisonConfig",
     "ComparisonPlan",
+    "Export",
     "MemoryEstimate",
     "ModelEstimate",
     "ParameterCount",
@@ -68,6 +72,7 @@ __all__ = [
     "estimate_lora_params",
     "estimate_ranks",
     "estimate_training_memory",
+    "export_recommendation",
     "plan_rank_comparison",
     "run_rank_comparison",
 ]

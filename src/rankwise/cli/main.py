@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
 from rankwise.cli.estimate import estimate
+from rankwise.cli.export import export
 from rankwise.cli.options import options_from_config
 from rankwise.cli.report import report
 from rankwise.errors import RunError, UserError
@@ -44,6 +45,7 @@ _add(options_from_config(compare))
 _add(estimate)
 _add(demo)
 _add(report)
+_add(export)
 
 
 def _version(wanted: bool) -> None:

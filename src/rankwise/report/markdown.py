@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from rankwise.report.sheet import Sheet
+from rankwise.report.text import one_line
 
 _RULES = {"left": ":--", "right": "--:"}
 
@@ -17,21 +18,21 @@ def markdown_of(sheets: Sequence[Sheet]) -> str:
 
 
 def _blocks(sheet: Sheet) -> Iterator[str]:
-    yield f"**{_text(sheet.title)}**"
+    yield f"**{escaped(sheet.title)}**"
     heads = [heading.text for heading in sheet.headings]
     rule = "|".join(["", *(_RULES[heading.justify] for heading in sheet.headings), ""])
     yield "\n".join([_row(heads), rule, *map(_row, sheet.rows)])
-    yield from map(_text, sheet.below)
+    yield from map(escaped, sheet.below)
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_text, cells))} |"
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
-def _text(text: str) -> str:
-    r"""On one line and as it is read, not as markup.
+def escaped(text: str) -> str:
+    r"""Text that Markdown shows as it is, on one line: no table cell, link, emphasis or HTML.
 
-    >>> _text("a|b <i>`c`</i>")
-    'a\\|b &lt;i&gt;\\`c\\`&lt;/i&gt;'
+    >>> escaped("a|b <i>*c*\n# [d](e)")
+    'a\\|b &lt;i&gt;\\*c\\* \\# \\[d\\](e)'
     """
-    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", escape(one_line(text), quote=False))

@@ -68,3 +68,12 @@ def isolated(name: str) -> str:
     """
     bare = _DIRECTING.sub("", name)
     return bare if all(bidirectional(letter) not in ("R", "AL") for letter in bare) else ISOLATE + bare + POP_ISOLATE
+
+
+def one_line(text: str) -> str:
+    """Text from data, models or libraries where a line break would end a comment or a table's row.
+
+    >>> one_line("a\\nb\\u2028 c\\x00")
+    'a b c'
+    """
+    return " ".join("".join(letter if letter.isprintable() or letter in (ISOLATE, POP_ISOLATE) else " " for letter in text).split())

@@ -53,9 +53,13 @@ class TrainingSettings:
         """
         return tuple(step for step in self.evaluation_steps if 2 * step >= self.steps)
 
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.steps * self.warmup_ratio)
+
     def rate_factor(self, step: int) -> float:
         """What multiplies the learning rate at a step counted from 0: transformers' `get_scheduler`."""
-        warmup = math.ceil(self.steps * self.warmup_ratio)
+        warmup = self.warmup_steps
         if step < warmup:
             return step / warmup
         done = (step - warmup) / max(1, self.steps - warmup)
