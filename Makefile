@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXTRAS_demo := offline
 EXTRAS_test := offline,quant,test
-EXTRAS_check := offline,quant,test,dev
+EXTRAS_check := offline,quant,test,dev,trackers
 
 .PHONY: help demo test lint check
 
