@@ -7,7 +7,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXTRAS_demo := offline
 EXTRAS_test := offline,quant,test
-EXTRAS_check := offline,quant,test,dev
+EXTRAS_lint := offline,quant,test,dev
+EXTRAS_check := offline,quant,test,dev,trackers
 
 .PHONY: help demo test lint check
 
@@ -21,12 +22,12 @@ demo: .venv/.installed-demo ## Compare LoRA ranks on the embedded model and task
 test: .venv/.installed-test ## Run the tests, but not the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/.installed-check ## Check style and types
+lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint ## Check everything: lint, then all tests, slow ones too
+check: .venv/.installed-check lint ## Check everything: lint, then all tests, slow ones too
 	$(BIN)/python -m pytest -m ''
 
 # torch goes first and alone: whatever else is asked for then resolves against the pinned one.

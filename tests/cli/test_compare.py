@@ -243,6 +243,11 @@ BAD = {
     "unknown option": (("--rank", "4"), "No such option: --rank"),
     "unmatched target": (("--target-modules", "query,q_proj"), "target module 'q_proj' matches no linear layer"),
     "too long": (("--max-length", "65"), "max-length: 65 is more than the 64 positions"),
+    "unknown tracker": (
+        ("--report-to", "nonsense"),
+        "report-to: 'nonsense' is not one of none, tensorboard,",
+    ),
+    "missing tracker": (("--report-to", "mlflow"), "mlflow not installed: pip install 'rankwise[trackers]'"),
     "foreign run": (("--run", "runs/foreign", "--resume"), "runs/foreign is not a run directory"),
 }
 
@@ -256,6 +261,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     options = options or bad_input(place, name)
     arguments = (*COMPARE, "--steps", "3", "--run", f"runs/{name}", *options)
     monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
         main()

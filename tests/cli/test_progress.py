@@ -12,6 +12,7 @@ from rich.console import Console
 from rankwise.cli.progress import LiveTable, watched
 from rankwise.compare.run import Stage
 from rankwise.progress.board import Board
+from rankwise.records import Evaluation
 from rankwise.train.loop import StepReport
 from tests.progress.events import FIRST_PACK, SECOND_LEG, planned, trial
 
@@ -20,7 +21,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d[;m]")
 RATES = (1e-05, 3e-05, 0.0001, 0.000333)
 TRIALS = tuple(trial(rank, seed, 1e-3, rslora=rank == 1024) for rank in (4, 1024) for seed in range(12))
 WIDE = planned(TRIALS, 5000, 15000, tuple(trial(4, 0, rate) for rate in RATES))
-WIDE_REPORT = StepReport(TRIALS, 12500, (0.123,) * 24, (12.456,) * 24)
+WIDE_REPORT = StepReport(TRIALS, 12500, (0.123,) * 24, (Evaluation(12500, 12.456, 0.5),) * 24)
 
 
 def rendered(board: Board, width: int) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.compare.config import ComparisonConfig, read_config_file
+from rankwise.compare.config import ComparisonConfig, TrackerName, read_config_file
+from rankwise.compare.trackers import BACK_ENDS
 from rankwise.errors import UserError
 
 ranks = st.lists(st.integers(1, 512), min_size=1, max_size=8, unique=True)
@@ -58,6 +59,7 @@ def test_lists_are_the_same_from_text_from_yaml_and_from_python(
             "steps": st.integers(1, 10_000),
             "target_modules": st.sampled_from(["all-linear", ("query", "value"), r".*\.(query|value)"]),
             "schedule": st.sampled_from(["linear", "cosine"]),
+            "report_to": st.sampled_from(["none", "tensorboard", ("wandb", "mlflow")]),
             "max_test_examples": st.one_of(st.none(), st.integers(2, 10**6)),
         },
     )
@@ -117,6 +119,12 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         ({"task": "docmatch"}, "train: task docmatch brings its own data; leave it out"),
         ({"task": "docstrings", "train": pd.DataFrame()}, "train: task docstrings brings its own data; leave it out"),
         ({"retain": "other.txt"}, "retain: only language models can be asked what they forget; leave it out"),
+        (
+            {"report_to": "nonsense"},
+            "report-to: 'nonsense' is not one of none, tensorboard, mlflow, wandb, trackio",
+        ),
+        ({"report_to": "none,wandb"}, "report-to: none and others are both given: leave one out"),
+        ({"report_to": "wandb,wandb"}, "report-to: tracker wandb given more than once"),
         ({"full_learning_rates": "0"}, "full-learning-rates: '0' is not a number above 0"),
         (
             {"full_learning_rates": [1e-4], "quantize": "nf4"},
@@ -126,6 +134,12 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
 )
 def test_one_line_says_what_is_wrong_with(values: dict[str, Any], line: str) -> None:
     assert refusal(**values) == line
+
+
+def test_trackers_are_a_list_by_the_names_of_their_packages() -> None:
+    assert config().report_to == config(report_to="none").report_to == ()
+    assert config(report_to="tensorboard, wandb").report_to == ("tensorboard", "wandb")
+    assert set(BACK_ENDS) == set(get_args(TrackerName))
 
 
 def test_ranks_that_are_not_given_are_those_of_the_strategy() -> None:

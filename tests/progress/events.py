@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.compare.schedule import Leg
 from rankwise.compare.training import Planned
-from rankwise.records import Trial
+from rankwise.records import Evaluation, Trial
 from rankwise.train.loop import StepReport
 
 
@@ -21,5 +21,5 @@ def planned(trials: tuple[Trial, ...], start: int, stop: int, dropped: tuple[Tri
 
 
 SECOND_LEG = planned(TRIALS, 50, 100, DROPPED)
-FIRST_PACK = StepReport(TRIALS[:2], 100, (0.5, 0.4), (0.6, 0.5))
+FIRST_PACK = StepReport(TRIALS[:2], 100, (0.5, 0.4), (Evaluation(100, 0.6, 0.7), Evaluation(100, 0.5, 0.8)))
 SECOND_PACK = StepReport(TRIALS[2:], 75, (0.3, 0.2), None)

@@ -7,6 +7,7 @@ import pytest
 
 from rankwise.compare.run import Stage
 from rankwise.progress.board import Board, Row
+from rankwise.records import Evaluation
 from rankwise.train.loop import StepReport
 from tests.progress.events import DROPPED, FIRST_PACK, SECOND_LEG, SECOND_PACK, TRIALS, planned, trial
 
@@ -43,7 +44,7 @@ def test_the_rate_is_that_of_this_leg(clock: list[float]) -> None:
     board = Board()
     board.take(planned(TRIALS, 0, 50))
     clock[0] += 1000
-    board.take(StepReport(TRIALS, 50, (0.5,) * 4, (0.5,) * 4))
+    board.take(StepReport(TRIALS, 50, (0.5,) * 4, (Evaluation(50, 0.5, 0.5),) * 4))
     board.take(SECOND_LEG)
     assert "examples/s" not in board.status
     clock[0] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +63,9 @@ def demo(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, or extend one.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds everything is trained with.")] = _SEEDS,
     first_seed: Annotated[int, typer.Option(min=0, help="The first seed; the others follow it.")] = 0,
+    report_to: Annotated[
+        str, typer.Option(metavar="LIST", help="Show trials in tensorboard, mlflow, wandb or trackio as well.")
+    ] = "none",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
     """A whole comparison on an embedded model and task, in minutes on two CPU cores.
@@ -78,10 +80,15 @@ def demo(
 
     rankwise demo --run runs/demo
     """
+    config = ComparisonConfig.from_mapping(
+        _DEMOS[task].to_dict() | {"seeds": seeds, "first_seed": first_seed, "report_to": report_to},
+        origin="the command line",
+    )
+
     from rankwise.cli.show import show_comparison
 
     show_comparison(
-        replace(_DEMOS[task], seeds=seeds, first_seed=first_seed),
+        config,
         run=run,
         resume=resume,
         json=json,

@@ -35,6 +35,7 @@ from rankwise.values import (
 AlphaRule: TypeAlias = Literal["rank", "2rank"] | float
 Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 Base: TypeAlias = Literal["float32", "bfloat16", "nf4", "nf4-double", "int8"]
+TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 _BASES: tuple[Base, ...] = get_args(Base)
 
@@ -53,6 +54,13 @@ def _alpha(value: object) -> AlphaRule:
         return parse_positive(value)
     except UserError:
         raise UserError(f"{value!r} is not rank, 2rank or a number above 0") from None
+
+
+def _trackers(value: object) -> tuple[TrackerName, ...]:
+    names = distinct(one_of("none", *get_args(TrackerName)), "tracker")(value)
+    if "none" in names and len(names) > 1:
+        raise UserError("none and others are both given: leave one out")
+    return tuple(name for name in names if name != "none")
 
 
 def _option(default: Any, parse: Callable[[object], Any], help: str) -> Any:
@@ -167,6 +175,12 @@ class ComparisonConfig:
     device: str = _option("auto", parse_text, "`auto`, `cpu`, `cuda:N` or `mps`.")
     pack_size: int | None = _option(
         None, whole_number(1), "Most trials trained together; chosen to fit where not given."
+    )
+    report_to: tuple[TrackerName, ...] = _option(
+        "none",
+        _trackers,
+        "Show trials in these as well: tensorboard (in the run directory), mlflow, wandb, trackio; "
+        "needs `rankwise[trackers]`.",
     )
     trust_remote_code: bool = _option(False, parse_flag, "Run code that the model brings.")
 

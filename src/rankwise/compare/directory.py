@@ -9,6 +9,7 @@ trials/ID/          adapter/ (PEFT format), curve.parquet, scores.parquet: examp
 baseline/           rank 0: scores.parquet, retained.parquet
 adapter/            the adapter of the recommended rank's best trial
 bases/NAME/         a run of its own over each base after the first
+tensorboard/        event files, with --report-to tensorboard
 recommendation.json the answer and what it stands on
 experiments.json    what `--json` prints
 report.html         the page
@@ -43,7 +44,7 @@ RETAINED = "retained.parquet"  # of the retained texts
 _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
 _MAY_DIFFER = (
     *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
-    *("trust_remote_code", "pack_size", "full_learning_rates"),  # these change no trial's numbers
+    *("trust_remote_code", "pack_size", "full_learning_rates", "report_to"),  # these change no trial's numbers
     *("metric", "keep", "margin", "budget"),  # nor do these; they change the answer, and how far escalate goes
 )
 
@@ -53,6 +54,12 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def name(self) -> str:
+        """What people call the run; one over a further base has the run's name and the base's."""
+        path = self.path.absolute()
+        return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "bases" else path.name
 
     @property
     def adapter(self) -> Path:

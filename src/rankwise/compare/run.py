@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,9 +29,11 @@ from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
+from rankwise.compare.reporting import Reporting
 from rankwise.compare.results import Choice, choose
 from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
+from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
@@ -69,6 +71,7 @@ def run_rank_comparison(
 
     Raises `UserError` for input that cannot be used, `RunError` for a run that cannot go on.
     """
+    check_installed(config.report_to)
     path = Path(run) if run is not None else new_run()
     first, *others = config.each_base
     comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
@@ -100,11 +103,40 @@ def _run_over_one_base(
         prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
         if not resume:
             directory.check_space(disk_bytes(prepared))
-        with directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal, _resumable(directory):
-            return _compare(prepared, directory, journal, observe)
+        with (
+            directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal,
+            closing(_reporting(prepared, directory, journal)) as reporting,
+            _resumable(directory),
+        ):
+            comparison = _compare(prepared, directory, journal, _told(observe, reporting), reporting)
+            reporting.conclude(comparison)
+            return comparison
 
 
-def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer) -> RankComparison:
+def _reporting(prepared: Prepared, directory: RunDirectory, journal: Journal) -> Reporting:
+    return Reporting(
+        prepared.config.report_to,
+        directory,
+        journal,
+        shared={"model": prepared.config.model, "base": prepared.base.stored_as, "task": prepared.task.name},
+        params=lambda trial: {"trainable_params": prepared.params(trial.rank).total},
+    )
+
+
+def _told(observe: Observer, reporting: Reporting) -> Observer:
+    """`observe`, and the trackers with it."""
+
+    def both(event: Stage | Planned | StepReport) -> None:
+        observe(event)
+        if isinstance(event, StepReport):
+            reporting.step(event)
+
+    return both
+
+
+def _compare(
+    prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer, reporting: Reporting
+) -> RankComparison:
     def tell(text: str, share: float | None = None) -> None:
         observe(Stage(text, share))
 
@@ -114,6 +146,7 @@ def _compare(prepared: Prepared, directory: RunDirectory, journal: Journal, obse
         prepared, steps = grow(prepared, directory, journal, observe, tell)
     costs = step_costs(prepared, journal, tell)
     results = train(prepared, directory, journal, costs, observe)
+    reporting.settle(results)
     choices = [choose(one, results) for one in prepared.config.each_scaling]
     score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
 

@@ -56,9 +56,9 @@ class Board:
                 _, train, held_out = self.reports.get(trial, (0, float("nan"), None))
                 self.reports[trial] = event.leg.start, train, held_out
         else:
-            validation = event.validation_nll or [None] * len(event.trials)
-            for trial, train, held_out in zip(event.trials, event.train_nll, validation, strict=True):
-                self.reports[trial] = (event.step, train, held_out)
+            evaluations = event.evaluations or [None] * len(event.trials)
+            for trial, train, evaluation in zip(event.trials, event.train_nll, evaluations, strict=True):
+                self.reports[trial] = (event.step, train, None if evaluation is None else evaluation.nll)
 
     @property
     def training(self) -> Planned | None:

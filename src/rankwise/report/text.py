@@ -76,4 +76,6 @@ def one_line(text: str) -> str:
     >>> one_line("a\\nb\\u2028 c\\x00")
     'a b c'
     """
-    return " ".join("".join(letter if letter.isprintable() or letter in (ISOLATE, POP_ISOLATE) else " " for letter in text).split())
+    return " ".join(
+        "".join(letter if letter.isprintable() or letter in (ISOLATE, POP_ISOLATE) else " " for letter in text).split()
+    )

@@ -32,7 +32,7 @@ from rankwise.train.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
 _REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
-_REPORTED_STEPS = 20  # a single small batch's loss says little
+REPORTED_STEPS = 20  # a single small batch's loss says little
 _EXPLODED = 100.0  # times the loss of the start or of chance: norms between layers keep many a lost trial finite
 _EVALUATION_TOKENS = 16_384  # padded tokens in one forward of an evaluation, over all trials
 
@@ -47,12 +47,15 @@ class TrainedTrial:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a pack stands, in the order of `trials`: the train loss is the mean over the last few steps."""
+    """Where a pack stands, in the order of `trials`.
+
+    Train losses are means over the last `REPORTED_STEPS` steps; `evaluations` are the last ones, None before the first.
+    """
 
     trials: tuple[Trial, ...]
     step: int
     train_nll: tuple[float, ...]
-    validation_nll: tuple[float, ...] | None
+    evaluations: tuple[Evaluation, ...] | None
 
 
 Observer = Callable[[StepReport], None]
@@ -206,9 +209,9 @@ def evaluate(base: BaseModel, trials: int, task: Task, step: int) -> tuple[Evalu
 
 
 def _report(progress: PackProgress) -> StepReport:
-    validation = tuple(evaluation.nll for evaluation in progress.evaluations[-1]) if progress.evaluations else None
-    recent = progress.train_nll[max(0, progress.step - _REPORTED_STEPS) : progress.step].mean(dim=0)
-    return StepReport(progress.trials, progress.step, tuple(recent.tolist()), validation)
+    evaluations = progress.evaluations[-1] if progress.evaluations else None
+    recent = progress.train_nll[max(0, progress.step - REPORTED_STEPS) : progress.step].mean(dim=0)
+    return StepReport(progress.trials, progress.step, tuple(recent.tolist()), evaluations)
 
 
 def _trained(pack: Pack, progress: PackProgress, index: int, outcomes: int) -> TrainedTrial:
