@@ -73,8 +73,8 @@ def test_the_card_shows_the_comparison(tmp_path: Path) -> None:
         "200 steps of 8 examples, cut to 512 tokens",
         "| 64 | 128 | 0.0003 | 36,700,930 | 85.3 % (84.1–86.6) |",
         "| full | – | 1e-05 |",
-        "- why: r=4 loses at most 0.0034 nats to r=256",
-        "- holds for: 200 steps of 8 of the 2,000 training examples",
+        "r=4 loses at most 0.0034 nats to r=256",
+        "200 steps of 8 of the 2,000 training examples",
         'AutoPeftModelForCausalLM.from_pretrained("me/thing")',
         "vLLM serves rank 12 with --max-lora-rank 16;",
     ):

@@ -9,12 +9,16 @@ from pathlib import Path
 from rankwise.records import (
     Baseline,
     Doubling,
+    Evaluation,
     FullFineTuning,
     Guard,
     Needed,
     RankComparison,
     RankExperiment,
     Recommendation,
+    Trial,
+    TrialResult,
+    TrialStatus,
 )
 
 
@@ -96,3 +100,23 @@ RICH = dataclasses.replace(
         ),
     ),
 )
+
+
+def trials_of(
+    comparison: RankComparison, *, seeds: int = 3, steps: int = 40, rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+) -> list[TrialResult]:
+    """Trials such as the comparison may have had: the middle rate is best, the largest diverged at the largest rank."""
+    results = []
+    for row in comparison.experiments:
+        for rate in rates:
+            for seed in range(seeds):
+                trial = Trial(row.rank, row.alpha, row.use_rslora, rate, seed)
+                floor = 0.4 - 0.02 * math.log2(row.rank) + 0.1 * abs(math.log(rate / 3e-4))
+                curve = [floor + 0.6 * math.exp(-4 * step / steps) + 0.01 * seed for step in range(steps)]
+                status: TrialStatus = "trained" if rate == row.learning_rate else "dropped"
+                if rate == rates[-1] and row is comparison.experiments[-1]:
+                    status, curve[-1] = "diverged", math.nan
+                at = range(steps // 4, steps + 1, steps // 4) if status == "trained" else (steps // 2,)
+                evaluations = tuple(Evaluation(step, curve[step - 1] + 0.05, 0.7) for step in at)
+                results.append(TrialResult(trial, status, tuple(curve), evaluations))
+    return results

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from rankwise.report.sheet import Sheet
-from rankwise.report.text import one_line
 
 _RULES = {"left": ":--", "right": "--:"}
 
@@ -35,4 +34,4 @@ def escaped(text: str) -> str:
     >>> escaped("a|b <i>*c*\n# [d](e)")
     'a\\|b &lt;i&gt;\\*c\\* \\# \\[d\\](e)'
     """
-    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", escape(one_line(text), quote=False))
+    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", escape(" ".join(text.split()), quote=False))

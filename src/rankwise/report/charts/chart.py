@@ -33,7 +33,8 @@ class Chart:
 
 
 def specification(**parts: Any) -> Spec:
-    size = {} if "concat" in parts else {"width": "container", "height": 260}
+    width = {"width": "container", "height": 260, "autosize": {"type": "fit-x", "contains": "padding"}}
+    size = {} if "concat" in parts else width
     return {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", **size, **parts}
 
 
@@ -70,6 +71,11 @@ def rule_with_name(values: Sequence[Point], field: str, axis: str) -> Spec:
             },
         ],
     }
+
+
+def unit_of_memory(most: int) -> tuple[str, float]:
+    """A unit for an axis that ends at so many bytes, and the bytes in it."""
+    return ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
 
 
 def sheet_of(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Sheet:

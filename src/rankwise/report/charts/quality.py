@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rankwise.records import RankComparison, RankExperiment
@@ -21,11 +21,10 @@ from rankwise.report.charts.chart import (
     sheet_of,
     signed,
     specification,
+    unit_of_memory,
     y_axis,
 )
 from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
-
-_GB = 1e9
 
 
 def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
@@ -175,27 +174,29 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
 def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
     by_nll = comparison.recommendation.metric == "nll"
     name, show = ("NLL, nats", nll_text) if by_nll else ("accuracy", share_text)
-    costs = [
-        ("trainable parameters", [float(row.trainable_params) for row in rows], "{:,.0f}".format, "log"),
-        ("training time, s", [row.training_time_seconds for row in rows], seconds_text, "linear"),
+    peaks = [row.peak_memory_bytes for row in rows if row.peak_memory_bytes is not None]
+    unit, size = unit_of_memory(max(peaks, default=0))
+    costs: list[tuple[str, list[float], Callable[[float], str]]] = [
+        ("trainable parameters", [float(row.trainable_params) for row in rows], "{:,.0f}".format),
+        ("training time, s", [row.training_time_seconds for row in rows], seconds_text),
         (
-            "peak memory, GB",
-            [math.nan if row.peak_memory_bytes is None else row.peak_memory_bytes / _GB for row in rows],
-            _gigabytes,
-            "linear",
+            f"peak memory, {unit}",
+            [math.nan if row.peak_memory_bytes is None else row.peak_memory_bytes / size for row in rows],
+            lambda cost: bytes_text(round(cost * size)),
         ),
     ]
     panels = []
-    for title, values, as_text, scale in costs:
+    for title, values, as_text in costs:
         points = [
             {
                 "cost": cost,
                 "value": row.nll if by_nll else row.accuracy,
                 "name": f"r={row.rank}",
+                "above": 1 if place % 2 else -1,
                 "label": f"r={row.rank}: {title.split(',')[0]} {as_text(cost)}, {name} "
                 f"{show(row.nll if by_nll else row.accuracy)}",
             }
-            for row, cost in zip(rows, values, strict=True)
+            for place, (row, cost) in enumerate(zip(rows, values, strict=True))
             if math.isfinite(cost) and math.isfinite(row.nll)
         ]
         if points:
@@ -204,8 +205,8 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
                     "field": "cost",
                     "type": "quantitative",
                     "title": title,
-                    "scale": {"type": scale, "zero": False, "padding": 24},
-                    "axis": {"tickCount": 4, "format": "~s"},
+                    "scale": {"zero": False, "padding": 24},
+                    "axis": {"tickCount": 3, "format": "~s", "grid": False},
                 },
                 "y": y_axis("value", name),
                 "description": LABEL,
@@ -220,7 +221,12 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
                         {"mark": {"type": "line", "color": GREY, "opacity": 0.5}},
                         {"mark": {"type": "point", "color": BLUE, "filled": True, "size": 80, "opacity": 1}},
                         {
-                            "mark": {"type": "text", "dy": -12, "color": "currentColor"},
+                            "mark": {
+                                "type": "text",
+                                "dy": {"expr": "14 * datum.above"},
+                                "color": "currentColor",
+                                "aria": False,
+                            },
                             "encoding": {"text": {"field": "name"}},
                         },
                     ],
@@ -243,7 +249,3 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
         specification(concat=panels, columns=3),
         sheet_of("Quality by cost", ("rank", name, "trainable parameters", "training time", "peak memory"), table),
     )
-
-
-def _gigabytes(count: float) -> str:
-    return bytes_text(round(count * _GB))

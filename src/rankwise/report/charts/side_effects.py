@@ -17,16 +17,17 @@ from rankwise.report.charts.chart import (
     sheet_of,
     signed,
     specification,
+    unit_of_memory,
     y_axis,
 )
 from rankwise.report.text import bytes_text, share_text
 
 _BYTES_A_PARAMETER = 16  # the weight, its gradient and AdamW's two moments, in float32
-_GB = 1e9
 
 
 def memory(rows: Sequence[RankExperiment], base_bytes: int) -> Chart:
     parts = ("base weights", "the rank's own", "activations and the rest")
+    unit, bytes_in_it = unit_of_memory(max(row.peak_memory_bytes or 0 for row in rows))
     points: list[Point] = []
     table = []
     for row in rows:
@@ -40,7 +41,7 @@ def memory(rows: Sequence[RankExperiment], base_bytes: int) -> Chart:
                 "rank": str(row.rank),
                 "part": part,
                 "order": order,
-                "gb": size / _GB,
+                "size": size / bytes_in_it,
                 "label": f"r={row.rank}, {part}: {bytes_text(size)}, {share_text(size / sum(sizes))} of the peak",
             }
             for order, (part, size) in enumerate(zip(parts, sizes, strict=True))
@@ -60,7 +61,7 @@ def memory(rows: Sequence[RankExperiment], base_bytes: int) -> Chart:
                     "sort": [str(row.rank) for row in rows],
                     "axis": {"labelAngle": 0, "title": "rank"},
                 },
-                "y": {"field": "gb", "type": "quantitative", "title": "peak memory, GB", "stack": "zero"},
+                "y": {"field": "size", "type": "quantitative", "title": f"peak memory, {unit}", "stack": "zero"},
                 "color": {
                     "field": "part",
                     "scale": {"domain": list(parts), "range": [GREY, ORANGE, BLUE]},

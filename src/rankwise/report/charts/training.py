@@ -48,7 +48,7 @@ def curves(trials: Sequence[TrialResult], chosen: Mapping[tuple[int, bool], floa
             "color": {
                 "field": "rank",
                 "sort": ranks,
-                "scale": {"scheme": "viridis", "domain": ranks},
+                "scale": {"scheme": {"name": "viridis", "extent": [0.25, 0.8]}, "domain": ranks},
                 "legend": {"title": "rank", "symbolType": "stroke", "symbolStrokeWidth": 2},
             },
             "description": LABEL,
@@ -66,7 +66,7 @@ def curves(trials: Sequence[TrialResult], chosen: Mapping[tuple[int, bool], floa
             layers.append(
                 {
                     "data": {"values": ends},
-                    "mark": {"type": "text", "align": "left", "dx": 6, "color": "currentColor"},
+                    "mark": {"type": "text", "align": "left", "dx": 6, "color": "currentColor", "aria": False},
                     "encoding": {"text": {"field": "rank"}, "color": {"value": "currentColor"}},
                 }
             )
@@ -146,7 +146,7 @@ def rates(trials: Sequence[TrialResult], chosen: Mapping[tuple[int, bool], float
         "validation chose; an asterisk marks a rate that was dropped early, whose loss is of that step.",
         specification(
             data={"values": points},
-            height={"step": 34},
+            height=34 * len(rates),
             encoding=axes,
             layer=[
                 {
@@ -169,7 +169,10 @@ def rates(trials: Sequence[TrialResult], chosen: Mapping[tuple[int, bool], float
                     "encoding": {
                         "text": {"field": "text"},
                         "color": {
-                            "condition": {"test": f"datum.loss !== null && datum.loss < {middle}", "value": "white"},
+                            "condition": [
+                                {"test": "datum.loss === null", "value": "currentColor"},
+                                {"test": f"datum.loss < {middle}", "value": "white"},
+                            ],
                             "value": "#1b1f24",
                         },
                     },
