@@ -8,9 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 EXTRAS_demo := offline
 EXTRAS_test := offline,quant,test
 EXTRAS_lint := offline,quant,test,dev
-EXTRAS_check := offline,quant,test,dev,trackers
+EXTRAS_check := offline,quant,test,dev,trackers,docs
+EXTRAS_docs := docs
 
-.PHONY: help demo test lint check
+.PHONY: help demo test lint check docs
 
 help: ## Show the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -29,6 +30,11 @@ lint: .venv/.installed-lint ## Check style and types
 
 check: .venv/.installed-check lint ## Check everything: lint, then all tests, slow ones too
 	$(BIN)/python -m pytest -m ''
+
+# -E: some pages are made of help texts, docstrings and reports, which Sphinx does not watch.
+docs: .venv/.installed-docs ## Build the documentation into docs/_build
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs docs/_build
+	@echo docs/_build/index.html
 
 # torch goes first and alone: whatever else is asked for then resolves against the pinned one.
 .venv/.installed-%: .venv/.created constraints.txt pyproject.toml
