@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from rankwise.cli.main import app, main
+from tests.export.runs import made_run
 
 PROGRAM = Path(sys.executable).with_name("rankwise")
 ROOT = get_command(app)
@@ -39,7 +40,8 @@ def examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def run(words: list[str], place: Path, *more: str) -> None:
-    """Run it in an empty directory, without a hub."""
+    """Run it, without a hub, in a directory that has one finished run."""
+    made_run(place / "runs" / "demo", causal=False)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *words, *more]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)

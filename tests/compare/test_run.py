@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.directory import read_comparison
+from rankwise.compare.page import write_page
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
@@ -82,6 +83,17 @@ def test_what_a_run_ended_with_is_read_back_wherever_it_lies(finished: RankCompa
         read_comparison(tmp_path / "moved")
     with pytest.raises(UserError, match="is not a run directory"):
         read_comparison(tmp_path)
+
+
+def test_every_run_has_a_page_with_the_trials_that_were_begun(finished: RankComparison) -> None:
+    page = (finished.run / "report.html").read_text()
+    for rank in (2, 4):
+        for rate in rates_of(finished.run, rank):
+            assert f"r={rank}, learning rate {rate:g}: validation NLL" in page
+        assert f"r={rank}, step 30: validation NLL" in page
+    assert "--ranks 2,4" in page
+    assert "the rank\\u0027s own" in page or "the rank's own" in page
+    assert write_page(finished.run).read_text() == page
 
 
 def test_a_row_for_each_rank_with_what_was_asked_for(finished: RankComparison, config: ComparisonConfig) -> None:

@@ -107,3 +107,55 @@ def test_rounding_counts_as_temporary(kind: str) -> None:
 def test_no_line_leads_to_a_step_that_cannot_be(second: Trace, at: int) -> None:
     first = Trace([Storage(100, "activations", "")], [0])
     assert on_the_line(1, first, 3, second, at) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.booleans()), max_size=20), st.integers(0, 5))
+def test_a_repeated_step_holds_what_was_there_before_it_and_its_workspaces(
+    born: list[tuple[int, bool, bool]], before: int
+) -> None:
+    """Of storages some die in the step, some are left by it, some are workspaces; before it others were there."""
+    trace = Trace([Storage(100, "base_weights", "")] * before, list(range(before)), begins=before)
+    for nbytes, dies, is_workspace in born:
+        trace.storages.append(Storage(nbytes, "temporaries", ""))
+        trace.events.append(len(trace.storages) - 1)
+        if is_workspace:
+            trace.workspaces.append(len(trace.storages) - 1)
+        elif dies:
+            trace.events.append(~(len(trace.storages) - 1))
+    events = trace.repeated().events
+    live: set[int] = set()
+    for number, event in enumerate(events):
+        if event < 0:
+            live.remove(~event)
+        else:
+            assert event not in live
+            live.add(event)
+        if number == len(trace.events) - 1:
+            after_one = set(live)
+    if events:
+        assert live == after_one  # a third step would find what the second found
+    assert live >= {*range(before), *trace.workspaces}
+    workspaces = sum(trace.storages[index].nbytes for index in trace.workspaces)
+    assert trace.peak().bytes <= trace.repeated().peak().bytes <= trace.peak().bytes + workspaces
+
+
+def test_each_thread_that_multiplies_has_a_workspace_from_its_first_product_on() -> None:
+    weight = torch.ones(8, 8, requires_grad=True)
+    tracker = StorageTracker(workspace_bytes=1000)
+    tracker.claim([weight], "adapter_weights")
+    with tracker:
+        with tracker.phase("forward"):
+            scaled = weight * 2
+            loss = (scaled @ (scaled @ scaled)).sum()
+        with tracker.phase("backward"):
+            loss.backward()
+        with tracker.phase("update"), torch.no_grad():
+            weight @ weight
+    trace = tracker.so_far()
+    assert len(trace.workspaces) == 2
+    first, second = trace.workspaces
+    assert trace.events.index(first) == 2  # after the weight and its double
+    assert trace.storages[first].nbytes == trace.storages[second].nbytes == 1000
+    assert not {~first, ~second} & set(trace.events)
+    smaller = trace.with_workspaces(10)
+    assert trace.peak().bytes - smaller.peak().bytes == 2 * 990

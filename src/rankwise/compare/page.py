@@ -43,7 +43,7 @@ def command_of(config: Mapping[str, Any]) -> str:
     words = ["rankwise", "compare"]
     for name, value in config.items():
         default = ComparisonConfig.default(name)
-        if value is None or value == (list(default) if isinstance(default, tuple) else default):
+        if value in (None, []) or value == (list(default) if isinstance(default, tuple) else default):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
