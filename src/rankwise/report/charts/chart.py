@@ -49,8 +49,8 @@ def rank_axis(rows: Sequence[RankExperiment]) -> Spec:
     }
 
 
-def y_axis(field: str, title: str) -> Spec:
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, "padding": 12}}
+def y_axis(field: str, title: str, padding: int = 12) -> Spec:
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, "padding": padding}}
 
 
 def limits(low: float | None, high: float | None) -> Spec:

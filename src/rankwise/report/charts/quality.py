@@ -57,14 +57,14 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart
     if margin is not None and math.isfinite(value(reference)):
         at = value(reference)
         worst = at + margin if by_nll else at - margin
-        band = {
+        area = {
             "from": at,
             "to": worst,
             "label": f"the margin: as good as r={reference.rank} is {show(worst)} or {'less' if by_nll else 'more'}",
         }
         layers.append(
             {
-                "data": {"values": [band]},
+                "data": {"values": [area]},
                 "mark": {"type": "rect", "color": GREEN, "opacity": 0.18},
                 "encoding": {"y": y_axis("from", name), "y2": {"field": "to"}, "description": LABEL},
             }
@@ -87,6 +87,7 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart
             ],
         },
     ]
+    band = f" The green band is the margin around the reference, r={reference.rank}." if margin is not None else ""
     table = [
         (str(row.rank), *(DASH if each is None else show(each) for each in (value(row), low, high)))
         for row in rows
@@ -97,7 +98,7 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart
         "quality",
         "Quality by rank",
         f"{name[0].upper()}{name[1:]} on the test split{', less is better' if by_nll else ''}. Bars hold for all ranks "
-        f"at once with 95 %. The green band is the margin below the reference, r={reference.rank}.",
+        f"at once with 95 %.{band}",
         specification(layer=layers),
         sheet_of("Quality by rank", ("rank", name, "low", "high"), table),
     )
@@ -148,10 +149,6 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
                             "scale": {"domain": verdicts, "range": [GREEN, GREY, ORANGE]},
                             "legend": {"title": None, "orient": "top"},
                         },
-                        "shape": {
-                            "field": "verdict",
-                            "scale": {"domain": verdicts, "range": ["circle", "diamond", "triangle-down"]},
-                        },
                         "description": LABEL,
                     },
                     "layer": [
@@ -161,7 +158,13 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
                         },
                         {
                             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-                            "encoding": {"y": y_axis("value", axis)},
+                            "encoding": {
+                                "y": y_axis("value", axis),
+                                "shape": {
+                                    "field": "verdict",
+                                    "scale": {"domain": verdicts, "range": ["circle", "diamond", "triangle-down"]},
+                                },
+                            },
                         },
                     ],
                 },
@@ -208,7 +211,7 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
                     "scale": {"zero": False, "padding": 24},
                     "axis": {"tickCount": 3, "format": "~s", "grid": False},
                 },
-                "y": y_axis("value", name),
+                "y": y_axis("value", name, padding=24),
                 "description": LABEL,
             }
             panels.append(
