@@ -131,7 +131,7 @@ def test_the_simulated_pack_is_what_the_device_counts(tmp_path: Path) -> None:
     trace_pack(base, trials(), targets, training, 64)
     measured = torch.cuda.max_memory_allocated() - outside
     more = 2 * (workspace_bytes(base.device) - WORKSPACE_BYTES)
-    assert simulated + more == pytest.approx(measured, rel=0.02)
+    assert simulated + more == pytest.approx(measured, rel=0.05)
 
 
 LARGER = {
