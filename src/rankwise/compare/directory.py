@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,9 @@ from rankwise.compare.journal import Journal
 from rankwise.durable import write_directory, write_file
 from rankwise.errors import RunError, UserError
 from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
-from rankwise.tasks.task import Split
+
+if TYPE_CHECKING:
+    from rankwise.tasks.task import Split
 
 Description: TypeAlias = dict[str, Any]
 
@@ -173,6 +175,13 @@ class RunDirectory:
             tuple(curve["train_nll"].tolist()),
             tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
         )
+
+    def results(self, journal: Journal) -> dict[Trial, TrialResult]:
+        """What all starts of the run so far have trained."""
+        packs = [pack for event in journal.of("plan") for pack in event["packs"]]
+        trials = dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"])
+        statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
+        return {trial: self.read_result(trial, statuses[trial.id]) for trial in trials if trial.id in statuses}
 
     def write_scores(self, directory: Path, split: Split, scores: Scores, name: str = SCORES) -> None:
         """Per-example scores of one trial, or of rank 0."""

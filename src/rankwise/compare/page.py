@@ -11,7 +11,6 @@ from typing import Any
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory, read_comparison
 from rankwise.compare.journal import Journal
-from rankwise.compare.training import journaled_results
 from rankwise.durable import write_file
 from rankwise.report.page import comparison_page
 
@@ -26,7 +25,7 @@ def write_page(run: Path | str) -> Path:
     for other in comparison.over:
         write_page(other.run)
     setup = json.loads((directory.path / "comparison.json").read_text(encoding="utf-8"))
-    results = journaled_results(directory, Journal(directory.path / "journal.jsonl"))
+    results = directory.results(Journal(directory.path / "journal.jsonl"))
     page = comparison_page(
         comparison,
         list(results.values()),

@@ -50,7 +50,7 @@ def train(
     """Train all legs that are not trained yet; the results of all trials, those that were dropped too."""
     for event in journal.of("trained"):
         _hand_over(directory, event)
-    results = journaled_results(directory, journal)
+    results = directory.results(journal)
     size = _journaled_size(prepared, journal, costs)
     settings = prepared.settings
     while packs := _packs(prepared, directory, journal, results, size):
@@ -122,14 +122,6 @@ def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepC
     size = pack_size(prepared, costs)
     journal.append("pack size", ranks=ranks, size=size)
     return size
-
-
-def journaled_results(directory: RunDirectory, journal: Journal) -> dict[Trial, TrialResult]:
-    """What earlier starts of the run have trained."""
-    packs = [pack for event in journal.of("plan") for pack in event["packs"]]
-    trials = dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"])
-    statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
-    return {trial: directory.read_result(trial, statuses[trial.id]) for trial in trials if trial.id in statuses}
 
 
 def _packs(
