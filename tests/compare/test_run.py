@@ -27,6 +27,8 @@ from tests.compare.runs import KilledError, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
