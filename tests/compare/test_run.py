@@ -56,7 +56,7 @@ def config(model: Path) -> ComparisonConfig:
     )
 
 
-KILLS = 5  # of a run, evenly spread over its writes
+KILLS = 3  # of a run, evenly spread over its writes
 RUNGS = (20, 30)  # of three evaluations, those of the second half
 
 

@@ -185,8 +185,21 @@ def test_the_formula_knows_what_is_trained(architecture: str) -> None:
     assert computed.memory.optimizer_states == pytest.approx(simulated.memory.optimizer_states, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["llama-3.2-3b", "qwen3-0.6b", "gemma-2-2b", "bert-base-uncased"])
-@pytest.mark.parametrize("changed", [{}, {"checkpointing": True}, {"quantize": "nf4"}, {"seq_len": 128}])
+FORMULAS: list[tuple[str, dict[str, Any]]] = [
+    (name, changed)
+    for name in ("llama-3.2-3b", "qwen3-0.6b", "gemma-2-2b", "bert-base-uncased")
+    for changed in ({}, {"checkpointing": True}, {"quantize": "nf4"}, {"seq_len": 128})
+]
+
+
+# Every model as it is, and every setting with an encoder and a decoder.
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        pytest.param(name, changed, marks=pytest.mark.slow if changed and name[0] in "qg" else ())
+        for name, changed in FORMULAS
+    ],
+)
 def test_the_formulas_interval_covers_the_simulation(name: str, changed: dict[str, Any]) -> None:
     step = StepSettings(**({"batch_size": 4, "seq_len": 512} | changed))
     simulated = estimate_training_memory(name, 16, settings=step)
