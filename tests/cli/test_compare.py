@@ -1,4 +1,4 @@
-"""The program as a user runs it: its own process, its output, its exit code."""
+"""The program as a user runs it: its output, its exit code, and where that tells, its own process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 
 from rankwise.cli.main import main
+from tests.compare.runs import given_costs
 from tests.data import sentences, write_sentences
 from tests.models import save_model
 
@@ -42,6 +44,34 @@ def rankwise(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+class Terminal:
+    """Runs the program here, which spares it the start; in the place and on a terminal of 80 columns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def run(self, *arguments: str) -> tuple[object, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = self.capfd.readouterr()
+        return left.value.code, printed.out, printed.err
+
+    def succeed(self, *arguments: str) -> str:
+        code, out, err = self.run(*arguments)
+        assert code == 0, err
+        return out
+
+
+@pytest.fixture
+def terminal(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "80")
+    with given_costs():
+        yield Terminal(monkeypatch, capfd)
+
+
 COMPARE = (
     *("compare", "--model", "model", "--train", "train.csv", "--text", "sentence", "--ranks", "2,4"),
     *("--learning-rates", "1e-3,5e-3", "--seeds", "2", "--batch-size", "8", "--max-length", "48"),
@@ -57,7 +87,7 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
         {
             *("rank", "alpha", "use_rslora", "learning_rate", "trainable_params", "accuracy", "accuracy_low"),
             *("accuracy_high", "nll", "macro_f1", "mcc", "training_time_seconds", "peak_memory_bytes", "seeds"),
-            *("verdict", "difference", "difference_low", "difference_high"),
+            *("verdict", "difference", "difference_low", "difference_high", "simultaneous_low", "simultaneous_high"),
             *("retained_nll", "forgetting", "forgetting_low", "forgetting_high"),
         }
     ] * 2
@@ -72,35 +102,34 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
     assert "training" in done.stderr
 
 
-def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Path) -> None:
+def test_a_configuration_file_takes_every_option_and_flags_override_it(
+    place: Path, terminal: Terminal
+) -> None:
     (place / "c.yaml").write_text(
         "model: model\ntrain: train.csv\ntext: sentence\nranks: [2, 4]\nlearning-rates: [1.0e-3]\nseeds: 2\n"
         "steps: 500\nbatch-size: 8\nmax-length: 48\nrslora: true\nalpha: 2rank\n"
     )
-    done = rankwise(place, "compare", "c.yaml", "--steps", "3", "--ranks", "2", "--run", "runs/yaml", "--json")
-    assert done.returncode == 0, done.stderr
-    (experiment,) = json.loads(done.stdout)["experiments"]
+    out = terminal.succeed("compare", "c.yaml", "--steps", "3", "--ranks", "2", "--run", "runs/yaml", "--json")
+    (experiment,) = json.loads(out)["experiments"]
     assert (experiment["rank"], experiment["alpha"], experiment["use_rslora"]) == (2, 4.0, True)
     assert json.loads((place / "runs/yaml/comparison.json").read_text())["steps"] == 3
 
 
-def test_the_table_and_where_everything_is(place: Path) -> None:
-    done = rankwise(place, *COMPARE, "--steps", "3", "--run", "runs/table")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^ +4 +4 +[\d,]+ +\d+\.\d % \(", done.stdout, re.MULTILINE)
-    assert done.stdout.splitlines()[-2:] == ["run      runs/table", "adapter  runs/table/adapter"]
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def test_the_table_and_where_everything_is(terminal: Terminal) -> None:
+    out = terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/table")
+    assert re.search(r"^ +4 +4 +[\d,]+ +\d+\.\d % \(", out, re.MULTILINE)
+    assert out.splitlines()[-2:] == ["run      runs/table", "adapter  runs/table/adapter"]
+    assert max(map(len, out.splitlines())) <= 80
 
 
-def test_an_unresolved_answer_is_an_error_only_where_a_resolved_one_is_required(place: Path) -> None:
+def test_an_unresolved_answer_is_an_error_only_where_a_resolved_one_is_required(terminal: Terminal) -> None:
     one_seed = (*COMPARE, "--seeds", "1", "--steps", "3", "--run", "runs/one seed")
-    done = rankwise(place, *one_seed)
-    assert done.returncode == 0, done.stderr
-    assert "unresolved: no rank yet" in done.stdout
-    assert "train with --seeds 3 or more" in " ".join(done.stdout.split())
-    required = rankwise(place, *one_seed, "--resume", "--require-resolved", "--json")
-    assert required.returncode == 3
-    assert json.loads(required.stdout)["recommendation"]["status"] == "unresolved"
+    out = terminal.succeed(*one_seed)
+    assert "unresolved: no rank yet" in out
+    assert "train with --seeds 3 or more" in " ".join(out.split())
+    code, out, _ = terminal.run(*one_seed, "--resume", "--require-resolved", "--json")
+    assert code == 3
+    assert json.loads(out)["recommendation"]["status"] == "unresolved"
 
 
 def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) -> None:
@@ -116,10 +145,9 @@ def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) ->
     assert json.loads((place / "runs/nf4/comparison.json").read_text())["config"]["quantize"] == "nf4"
 
 
-def test_a_plan_starts_nothing(place: Path) -> None:
-    done = rankwise(place, *COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
-    assert done.returncode == 0, done.stderr
-    assert "8 of up to 1,000 steps each, in 2 packs" in " ".join(done.stdout.split())
+def test_a_plan_starts_nothing(place: Path, terminal: Terminal) -> None:
+    out = terminal.succeed(*COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
+    assert "8 of up to 1,000 steps each, in 2 packs" in " ".join(out.split())
     assert not (place / "runs/plan").exists()
 
 
@@ -155,13 +183,13 @@ def checkpoints(run: Path) -> set[tuple[str, int]]:
         return set()
 
 
-def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) -> None:
-    options = (*COMPARE, "--steps", "100", "--evaluations", "10", "--pack-size", "2")
-    undisturbed = rankwise(place, *options, "--run", "runs/undisturbed")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+def test_killed_at_two_instants_a_run_ends_with_the_same_numbers(place: Path, terminal: Terminal) -> None:
+    """Processes of their own are killed; what they leave goes on here, where the undisturbed run is made."""
+    options = (*COMPARE, "--steps", "60", "--evaluations", "10", "--pack-size", "2")
+    terminal.succeed(*options, "--run", "runs/undisturbed")
     chance = random.Random(20)
     run = place / "runs/killed"
-    for kill in range(3):
+    for kill in range(2):
         process = start(place, *options, "--run", "runs/killed", *(("--resume",) if kill else ()))
         # Counted in checkpoints, 30 at least, so that a slow machine is killed as often as a fast one.
         wanted, seen, last = chance.randint(1, 8), 0, None
@@ -173,8 +201,7 @@ def test_killed_at_three_instants_a_run_ends_with_the_same_numbers(place: Path) 
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    resumed = rankwise(place, *options, "--run", "runs/killed", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    terminal.succeed(*options, "--run", "runs/killed", "--resume")
     assert kept(run) == kept(place / "runs/undisturbed")
     assert list((run / "checkpoints").iterdir()) == []
 
@@ -254,32 +281,25 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(
-    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str, place: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(place)
     options, said = BAD[name]
     options = options or bad_input(place, name)
-    arguments = (*COMPARE, "--steps", "3", "--run", f"runs/{name}", *options)
-    monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as left:
-        main()
-    printed = capfd.readouterr()
-    told = [line for line in printed.err.splitlines() if line.startswith("rankwise: ")]
-    assert left.value.code == 2
+    code, out, err = terminal.run(*COMPARE, "--steps", "3", "--run", f"runs/{name}", *options)
+    told = [line for line in err.splitlines() if line.startswith("rankwise: ")]
+    assert code == 2
     assert len(told) == 1
     assert said in told[0]
-    assert printed.err.splitlines()[-1] == told[0]
-    assert printed.out == ""
+    assert err.splitlines()[-1] == told[0]
+    assert out == ""
     assert not (place / "runs" / name).exists()
 
 
-def test_a_rank_above_some_layers_is_a_warning(place: Path) -> None:
+def test_a_rank_above_some_layers_is_a_warning(place: Path, terminal: Terminal) -> None:
     save_model(place / "narrow", "llama")
-    done = rankwise(place, *COMPARE, "--model", "narrow", "--ranks", "2,20", "--steps", "2", "--run", "runs/narrow")
-    assert done.returncode == 0, done.stderr
-    assert "rank 20 is more than 4 of 14 adapted layers have" in " ".join(done.stdout.split())
+    out = terminal.succeed(*COMPARE, "--model", "narrow", "--ranks", "2,20", "--steps", "2", "--run", "runs/narrow")
+    assert "rank 20 is more than 4 of 14 adapted layers have" in " ".join(out.split())
 
 
 def test_help_is_quick_to_import() -> None:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from rankwise.cli.main import app, main
+from tests.compare.runs import given_costs
 from tests.export.runs import made_run
 
 PROGRAM = Path(sys.executable).with_name("rankwise")
@@ -61,8 +62,14 @@ def test_help_ends_with_examples_that_can_be_parsed(
 def test_examples_work_where_they_are_quick(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    made_run(tmp_path / "runs/demo")  # of which some speak
     for words in examples(command, monkeypatch, capsys):
-        run(words, tmp_path, *CHEAPER.get(command, ()))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [*words, *CHEAPER.get(command, ())])
+        with given_costs(), pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 0
+        assert capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from tests.compare.test_instruction_run import model as model  # a fixture
 
 pytest.importorskip("bitsandbytes")
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 
 def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: Path, tmp_path: Path) -> None:
     config = instruction_config(

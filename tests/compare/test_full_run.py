@@ -16,9 +16,11 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import Stage, run_rank_comparison
 from rankwise.records import RankComparison
 from rankwise.report.tables import comparison_table
-from tests.compare.runs import KilledError, journal, numbers
+from tests.compare.runs import KilledError, given_costs, journal, numbers
 from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.compare.test_instruction_run import model as model  # a fixture
+
+pytestmark = pytest.mark.usefixtures("given_costs")
 
 TEXT = "two hills and a road by the sea. one tree on the hill, two on the road. "
 
@@ -37,7 +39,8 @@ def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonC
 
 @pytest.fixture(scope="module")
 def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
-    return run_rank_comparison(config, run=tmp_path_factory.mktemp("run") / "first")
+    with given_costs():
+        return run_rank_comparison(config, run=tmp_path_factory.mktemp("run") / "first")
 
 
 def test_all_weights_are_trained_and_gain_over_the_model_as_it_is(finished: RankComparison) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,14 @@ import pytest
 
 from rankwise import ComparisonConfig, RankComparison, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.journal import Journal
-from rankwise.records import Trial
-from rankwise.train.cost import StepCost
-from tests.compare.runs import KilledError, journal, numbers
+from tests.compare.runs import SECONDS, KilledError, given_costs, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
 
-SECONDS = 0.01  # of a step, at every rank
-
 
 @pytest.fixture(scope="module", autouse=True)
-def given_costs() -> Iterator[None]:
-    def costs(base: object, task: object, trials: Sequence[Trial], *settings: object) -> list[StepCost]:
-        return [StepCost(trial.rank, SECONDS, None) for trial in trials]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rankwise.compare.training.measure_costs", costs)
+def costs() -> Iterator[None]:
+    with given_costs():
         yield
 
 

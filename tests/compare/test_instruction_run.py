@@ -19,6 +19,8 @@ from rankwise.records import RankComparison
 from tests.compare.runs import numbers
 from tests.models import CHAT_TEMPLATE, save_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 
 def conversations(path: Path, count: int) -> Path:
     """The answer repeats the question's word: something that a model can learn in a few steps."""

@@ -18,10 +18,12 @@ from rankwise.compare.trackers.tracker import Group, Points, Values
 from rankwise.errors import UserError
 from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
 from rankwise.train.loop import StepReport
-from tests.compare.runs import KilledError, journal, numbers
+from tests.compare.runs import KilledError, given_costs, journal, numbers
 from tests.compare.trackers.seen import Seen, in_tensorboard
 from tests.data import sentences
 from tests.models import save_model
+
+pytestmark = pytest.mark.usefixtures("given_costs")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def _every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
-    with pytest.MonkeyPatch.context() as patched:
+    with given_costs(), pytest.MonkeyPatch.context() as patched:
         patched.setattr("rankwise.train.loop._REPORT_SECONDS", 0.0)
         patched.setattr("rankwise.compare.reporting._PAUSE", 0)
         return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "first look")

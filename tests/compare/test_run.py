@@ -28,6 +28,8 @@ from tests.compare.runs import KilledError, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,7 +57,7 @@ def config(model: Path) -> ComparisonConfig:
     )
 
 
-KILLS = 5  # of a run, evenly spread over its writes
+KILLS = 3  # of a run, evenly spread over its writes
 RUNGS = (20, 30)  # of three evaluations, those of the second half
 
 

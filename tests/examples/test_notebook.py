@@ -11,12 +11,16 @@ import pytest
 from nbclient import NotebookClient
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rank_comparison.ipynb"
+STEPS = 60  # of a trial, as it is written
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+@pytest.fixture(scope="module", params=[4, pytest.param(STEPS, marks=pytest.mark.slow)], ids="{} steps".format)
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What every code cell gave out, by its id; executed in an empty directory, without a hub."""
     notebook = nbformat.read(EXAMPLE, as_version=4)
+    (compare,) = (cell for cell in notebook.cells if cell.id == "compare")
+    assert f"    steps={STEPS},\n" in compare.source
+    compare.source = compare.source.replace(f"    steps={STEPS},\n", f"    steps={request.param},\n")
     where = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
     client.execute(env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rankwise import RankComparison, RunError, UserError, export_recommendation, run_rank_comparison
+from tests.compare.runs import given_costs
 from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.export.runs import made_run
 from tests.models import CHAT_TEMPLATE, VOCABULARY, peft_model, save_model, tiny_tokenizer
@@ -35,7 +36,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
     config = instruction_config(
         model, conversations(place / "train.jsonl", 120), alpha=6.0, scalings="rslora", ranks=(2, 4), steps=20
     )
-    comparison = run_rank_comparison(config, run=place / "run")
+    with given_costs():
+        comparison = run_rank_comparison(config, run=place / "run")
     assert comparison.recommendation.rank is not None
     return comparison
 

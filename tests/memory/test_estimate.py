@@ -16,6 +16,7 @@ from rankwise.base.catalogue import catalogue, entry_config
 from rankwise.base.shapes import is_causal
 from rankwise.errors import UserError
 from rankwise.memory.build import adapt, meta_step_model
+from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
 from rankwise.memory.formula import estimate_lora_params
 from rankwise.memory.settings import StepSettings
@@ -28,18 +29,27 @@ ATTENTION = r".*(q_proj|v_proj|query|value|query_proj|value_proj|c_attn|query_ke
 PUBLISHED = StepSettings(batch_size=4, seq_len=768)
 
 
-@pytest.mark.parametrize("name", catalogue())
+def smallest_of_each_architecture() -> set[str]:
+    by_size = sorted(catalogue().values(), key=lambda entry: -entry.params)
+    return set({entry.config["model_type"]: entry.name for entry in by_size}.values())
+
+
+QUICK = smallest_of_each_architecture()
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in catalogue()]
+)
 def test_every_model_of_the_catalogue_counts_as_peft_does(name: str) -> None:
     config = entry_config(catalogue()[name])
-    for targets in ("all-linear", ATTENTION):
-        for rank in (1, 8, 64):
-            base = meta_step_model(config, StepSettings())
-            count = estimate_lora_params(meta_step_model(config, StepSettings()), rank, targets)
-            peft = adapt(base, rank, targets, StepSettings())
-            trained = {key: p.numel() for key, p in peft.named_parameters() if p.requires_grad}
-            adapters = sum(numel for key, numel in trained.items() if "lora_" in key)
-            heads = sum(trained.values()) - adapters
-            assert (count.adapters, 0 if is_causal(config) else count.heads) == (adapters, heads)
+    for targets, rank in (("all-linear", 8), (ATTENTION, 1)):
+        model = meta_step_model(config, StepSettings())
+        count = estimate_lora_params(model, rank, targets)
+        peft = adapt(model, rank, targets, StepSettings())
+        trained = {key: p.numel() for key, p in peft.named_parameters() if p.requires_grad}
+        adapters = sum(numel for key, numel in trained.items() if "lora_" in key)
+        heads = sum(trained.values()) - adapters
+        assert (count.adapters, 0 if is_causal(config) else count.heads) == (adapters, heads)
 
 
 def test_the_published_set_up() -> None:
@@ -110,7 +120,7 @@ def test_one_rank_and_two_batches_are_followed_and_tell_of_the_rest(monkeypatch:
 
     monkeypatch.setattr(Subject, "_followed", counted)
     settings = step_settings(batch_size=4, quantize="nf4")
-    room = CUDA_CONTEXT_BYTES + 30 * 2**20
+    room = CUDA_CONTEXT_BYTES + 2 * LARGER_WORKSPACE_BYTES + 30 * 2**20
     estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=room)
     assert all(row.cost.largest_batch for row in estimated.ranks)
     # Full fine-tuning, LoRA, and LoRA of the quantised model.
@@ -175,8 +185,21 @@ def test_the_formula_knows_what_is_trained(architecture: str) -> None:
     assert computed.memory.optimizer_states == pytest.approx(simulated.memory.optimizer_states, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["llama-3.2-3b", "qwen3-0.6b", "gemma-2-2b", "bert-base-uncased"])
-@pytest.mark.parametrize("changed", [{}, {"checkpointing": True}, {"quantize": "nf4"}, {"seq_len": 128}])
+FORMULAS: list[tuple[str, dict[str, Any]]] = [
+    (name, changed)
+    for name in ("llama-3.2-3b", "qwen3-0.6b", "gemma-2-2b", "bert-base-uncased")
+    for changed in ({}, {"checkpointing": True}, {"quantize": "nf4"}, {"seq_len": 128})
+]
+
+
+# Every model as it is, and every setting with an encoder and a decoder.
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        pytest.param(name, changed, marks=pytest.mark.slow if changed and name[0] in "qg" else ())
+        for name, changed in FORMULAS
+    ],
+)
 def test_the_formulas_interval_covers_the_simulation(name: str, changed: dict[str, Any]) -> None:
     step = StepSettings(**({"batch_size": 4, "seq_len": 512} | changed))
     simulated = estimate_training_memory(name, 16, settings=step)

@@ -12,7 +12,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import UserError
-from rankwise.tasks import library
 from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.library import Function, read_functions
 from rankwise.tasks.task import Split, Task
@@ -27,11 +26,7 @@ def functions() -> list[Function]:
 
 
 @pytest.fixture
-def load(
-    tokenizer: PreTrainedTokenizerFast, functions: list[Function], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Task]:
-    """`load_docmatch`, the library having been read once."""
-    monkeypatch.setattr(library, "read_functions", lambda root: iter(functions))
+def load(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Task]:
     return lambda **caps: load_docmatch(tokenizer, MAX_LENGTH, **caps)
 
 

@@ -18,6 +18,7 @@ from rankwise.errors import UserError
 from rankwise.tasks.instruction import load_instruction
 from rankwise.tasks.task import Split, Task
 from rankwise.train.loop import score
+from tests.compare.runs import given_costs
 from tests.models import save_model
 
 ROWS: list[dict[str, Any]] = [
@@ -109,21 +110,20 @@ def test_a_comparison_learns_to_choose(tmp_path: Path) -> None:
         for number in range(100)
         for word in (["one", "two"][number % 2],)
     ]
-    comparison = run_rank_comparison(
-        ComparisonConfig(
-            model=str(model),
-            task="instruction",
-            train=written(tmp_path / "train.jsonl", rows),
-            ranks=(1, 4),
-            learning_rates=(2e-2,),
-            seeds=2,
-            steps=60,
-            max_length=32,
-            dtype="float32",
-            device="cpu",
-        ),
-        run=tmp_path / "run",
+    config = ComparisonConfig(
+        model=str(model),
+        task="instruction",
+        train=written(tmp_path / "train.jsonl", rows),
+        ranks=(1, 4),
+        learning_rates=(2e-2,),
+        seeds=2,
+        steps=60,
+        max_length=32,
+        dtype="float32",
+        device="cpu",
     )
+    with given_costs():
+        comparison = run_rank_comparison(config, run=tmp_path / "run")
     assert comparison.accuracy_of == "choices"
     assert comparison.experiments[-1].accuracy > 0.9
 
