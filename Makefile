@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Two processes; what a file's tests share is made in one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 EXTRAS_demo := offline
 EXTRAS_test := offline,quant,test
 EXTRAS_lint := offline,quant,test,dev
@@ -21,7 +24,7 @@ demo: .venv/.installed-demo ## Compare LoRA ranks on the embedded model and task
 	@$(BIN)/rankwise demo $(ARGS)
 
 test: .venv/.installed-test ## Run the tests, but not the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/ruff check .
@@ -29,7 +32,7 @@ lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/mypy
 
 check: .venv/.installed-check lint ## Check everything: lint, then all tests, slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 # -E: some pages are made of help texts, docstrings and reports, which Sphinx does not watch.
 docs: .venv/.installed-docs ## Build the documentation into docs/_build

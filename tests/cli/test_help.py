@@ -41,8 +41,7 @@ def examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def run(words: list[str], place: Path, *more: str) -> None:
-    """Run it, without a hub, in a directory that has one finished run."""
-    made_run(place / "runs" / "demo", causal=False)
+    """Run it in an empty directory, without a hub."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *words, *more]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
