@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory.formula": {"memory.settings", "base.shapes", "base.source"},
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},
-    "spectrum.adapter": {"lora"},
+    "spectrum": {"lora"},
     "spectrum.probe": {"train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},
