@@ -8,11 +8,23 @@ All in float64, which costs seconds for an adapter of a 7B model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With matrices so narrow, threads wait for each other longer than they compute: on two busy cores three times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def singular_values(a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs rank"]) -> Float64[Tensor, " values"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rankwise.errors import UserError
 from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
 from rankwise.records import AdapterSpectrum, GroupSpectrum, ModuleSpectrum
-from rankwise.spectrum.adapter import energy_by_rank, entropy_rank, rank_for, singular_values, stable_rank
+from rankwise.spectrum.adapter import energy_by_rank, entropy_rank, one_thread, rank_for, singular_values, stable_rank
 
 _PEFT_ALPHA = 8  # LoraConfig's default, whatever the rank
 _TRAP_SCALING = 0.25
@@ -30,7 +30,8 @@ def inspect_adapter(path: str | Path) -> AdapterSpectrum:
 
 
 def spectrum_of(files: AdapterFiles) -> AdapterSpectrum:
-    modules = [_module_spectrum(module, a, b) for module, a, b in factors(files)]
+    with one_thread():
+        modules = [_module_spectrum(module, a, b) for module, a, b in factors(files)]
     rank, alpha = files.settings["r"], float(files.settings["lora_alpha"])
     use_rslora = bool(files.settings.get("use_rslora"))
     scaling = alpha / rank**0.5 if use_rslora else alpha / rank

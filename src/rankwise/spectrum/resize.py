@@ -17,7 +17,7 @@ from rankwise.durable import write_directory
 from rankwise.errors import UserError
 from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
 from rankwise.records import AdapterSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
-from rankwise.spectrum.adapter import rank_for, truncated
+from rankwise.spectrum.adapter import one_thread, rank_for, truncated
 from rankwise.spectrum.inspect import factors, spectrum_of
 
 Ranks = Mapping[str, int]
@@ -101,10 +101,11 @@ def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, fl
     with open_weights(files.weights) as weights:
         tensors = {name: weights.get_tensor(name) for name in files.others}
         metadata = weights.metadata()
-    for module, a, b in factors(files):
-        new_a, new_b = truncated(a, b, ranks[module.name])
-        tensors[module.tensor_a] = new_a.to(a.dtype).contiguous()
-        tensors[module.tensor_b] = new_b.to(b.dtype).contiguous()
+    with one_thread():
+        for module, a, b in factors(files):
+            new_a, new_b = truncated(a, b, ranks[module.name])
+            tensors[module.tensor_a] = new_a.to(a.dtype).contiguous()
+            tensors[module.tensor_b] = new_b.to(b.dtype).contiguous()
 
     def write(beside: Path) -> None:
         text = json.dumps(dict(files.settings) | changed, indent=2, ensure_ascii=False)
