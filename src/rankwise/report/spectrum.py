@@ -96,6 +96,6 @@ def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
             "if nobody chose it, train again with an alpha that grows with the rank before you judge the rank."
         )
     yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
-    yield "90 % at rank: the one rank for all modules of a row that keeps 90 % of their energy, the updates' squared norms."
+    yield "90 % at rank: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
     yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
     yield "Energy is no quality: evaluate a smaller adapter before you rely on it."

@@ -8,6 +8,7 @@ All in float64, which costs seconds for an adapter of a 7B model.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,28 +51,29 @@ def truncated(
     return (roots[:, None] * vt[:rank]) @ right.T, left @ (u[:, :rank] * roots)
 
 
-def energy_by_rank(spectra: Sequence[Float64[Tensor, " _"]]) -> Float64[Tensor, " ranks"]:
+def energy_by_rank(spectra: Sequence[Float64[Tensor, " _"]]) -> tuple[float, ...]:
     """At k = 0, 1, … the share of the squares of all spectra that the k largest values of each make up.
 
     1 throughout where all values are 0: nothing is lost.
 
-    >>> energy_by_rank([torch.tensor([2.0, 1.0, 1.0]), torch.tensor([3.0, 1.0])]).tolist()
-    [0.0, 0.8125, 0.9375, 1.0]
+    >>> one, other = torch.tensor([2.0, 1.0, 1.0]).double(), torch.tensor([3.0, 1.0]).double()
+    >>> energy_by_rank([one, other])
+    (0.0, 0.8125, 0.9375, 1.0)
     """
     squares = torch.zeros(1 + max(map(len, spectra)), dtype=torch.float64)
     for spectrum in spectra:
         squares[1 : 1 + len(spectrum)] += spectrum**2
     kept = squares.cumsum(0)
-    return kept / kept[-1] if kept[-1] > 0 else torch.ones_like(kept)
+    return tuple((kept / kept[-1] if kept[-1] > 0 else torch.ones_like(kept)).tolist())
 
 
-def rank_for(energy: Float64[Tensor, " ranks"], share: float) -> int:
+def rank_for(energy: Sequence[float], share: float) -> int:
     """The smallest rank that keeps this share, below 1.
 
-    >>> rank_for(torch.tensor([0.0, 0.8, 0.95, 1.0]), 0.9)
+    >>> rank_for((0.0, 0.8, 0.95, 1.0), 0.9)
     2
     """
-    return int((energy < share).sum())
+    return bisect_left(energy, share)
 
 
 def stable_rank(values: Float64[Tensor, " values"]) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
@@ -83,20 +82,20 @@ def _rank(
     module: ModuleSpectrum, spectrum: AdapterSpectrum, rank: int | None, energy: float | None, per_layer: bool
 ) -> int:
     if energy is not None:
-        rank = rank_for(torch.tensor(module.energy if per_layer else spectrum.overall.energy), energy)
+        rank = rank_for(module.energy if per_layer else spectrum.overall.energy, energy)
     assert rank is not None
     return max(1, min(rank, len(module.singular_values)))
 
 
 def _alpha(module: AdaptedModule, rank: int, use_rslora: bool) -> float:
     share = rank / module.rank
-    alpha = module.alpha * (share**0.5 if use_rslora else share)
-    return int(alpha) if alpha == int(alpha) else alpha
+    return module.alpha * (share**0.5 if use_rslora else share)
 
 
 def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, float]) -> None:
     rank, rank_pattern = _commonest(ranks)
-    alpha, alpha_pattern = _commonest(alphas)
+    # PEFT declares alpha a whole number, and takes any.
+    alpha, alpha_pattern = _commonest({name: int(a) if a == int(a) else a for name, a in alphas.items()})
     changed = {"r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     with open_weights(files.weights) as weights:
         tensors = {name: weights.get_tensor(name) for name in files.others}
