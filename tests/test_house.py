@@ -122,6 +122,7 @@ def test_decide_stands_on_numpy_and_scipy_alone(graph: grimp.ImportGraph) -> Non
         "import sys; sys.argv[1:] = ['--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['compare', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['export', '--help']; from rankwise.cli.main import main; main()",
+        "import sys; sys.argv[1:] = ['resize', '--help']; from rankwise.cli.main import main; main()",
     ],
 )
 def test_torch_is_not_waited_for_by(statement: str) -> None:

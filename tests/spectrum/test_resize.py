@@ -36,9 +36,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"lora_alpha": 7, "use_rslora": True}),
     ("llama", PATTERNS),
     ("llama", {"use_rslora": True, **PATTERNS}),
+    ("llama", {"r": 20}),  # above the 16 outputs of k_proj
     ("gpt2", {"lora_alpha": 12}),
     ("bert", {"modules_to_save": ["classifier", "pooler"], "target_modules": ["query", "output.dense"]}),
     ("bert", {"target_modules": ["value", "word_embeddings"]}),
+    ("bert", {"target_modules": ["value"], "trainable_token_indices": {"word_embeddings": [5, 7]}}),
 ]
 each_case = pytest.mark.parametrize(("architecture", "settings"), CASES)
 
@@ -48,7 +50,8 @@ def test_resizing_to_the_same_rank_changes_no_logit(
     architecture: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     before = logits(saved_adapter(tmp_path / "it", architecture, **settings))
-    resized = resize_adapter(tmp_path / "it", tmp_path / "out", rank=9 if "rank_pattern" in settings else 6)
+    rank = max(module.rank for module in inspect_adapter(tmp_path / "it").modules)
+    resized = resize_adapter(tmp_path / "it", tmp_path / "out", rank=rank)
     after = logits(loaded(tmp_path / "out", architecture))
     assert torch.allclose(before, after, rtol=0, atol=1e-5)
     plain = logits(saved_adapter(tmp_path / "other", architecture, **settings | {"lora_alpha": 100, "r": 1}))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,26 +90,31 @@ def find_adapter(path: Path) -> AdapterFiles:
     directory = inner if not (path / CONFIG_NAME).is_file() and (inner / CONFIG_NAME).is_file() else path
     settings = read_settings(directory)
     problems = [*foreign_settings(settings, _ALONE), *_broken_patterns(settings), *missing_weights(directory)]
-    modules: list[AdaptedModule] = []
-    others: list[str] = []
-    if not problems:
-        with open_weights(directory / SAFETENSORS_WEIGHTS_NAME) as weights:
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        factors = {name: match for name in shapes if (match := _FACTOR.fullmatch(name))}
-        others = [name for name in shapes if name not in factors]
-        pairs: dict[str, dict[str, str]] = {}
-        for name, match in factors.items():
-            pairs.setdefault(match[1], {})[match[2] or match[3]] = name
-        for prefixed, pair in pairs.items():
-            module = _adapted_module(prefixed.removeprefix(PREFIX), pair, shapes, settings)
-            problems.append(module) if isinstance(module, str) else modules.append(module)
-        problems += [f"{name} has no place in a LoRA adapter" for name in others if ".lora_" in name]
-        if not pairs:
-            problems.append("it has no pair of tensors lora_A and lora_B")
     if problems:
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"adapter {directory} cannot be inspected or resized: {'; '.join(problems[:4])}{more}")
+        raise _unusable(directory, problems)
+    with open_weights(directory / SAFETENSORS_WEIGHTS_NAME) as weights:
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    pairs: dict[str, dict[str, str]] = {}
+    others = []
+    for name in shapes:
+        if factor := _FACTOR.fullmatch(name):
+            pairs.setdefault(factor[1].removeprefix(PREFIX), {})[factor[2] or factor[3]] = name
+        else:
+            others.append(name)
+    found = [_adapted_module(name, pair, shapes, settings) for name, pair in pairs.items()]
+    modules = [module for module in found if isinstance(module, AdaptedModule)]
+    problems += [problem for problem in found if isinstance(problem, str)]
+    problems += [f"{name} has no place in a LoRA adapter" for name in others if ".lora_" in name]
+    if not pairs:
+        problems.append("it has no pair of tensors lora_A and lora_B")
+    if problems:
+        raise _unusable(directory, problems)
     return AdapterFiles(directory, settings, tuple(modules), tuple(others))
+
+
+def _unusable(directory: Path, problems: Sequence[str]) -> UserError:
+    more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+    return UserError(f"adapter {directory} cannot be inspected or resized: {'; '.join(problems[:4])}{more}")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:

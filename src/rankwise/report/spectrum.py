@@ -12,7 +12,7 @@ from rankwise.report.sheet import Heading, Sheet
 from rankwise.report.terminal import terminal_table
 from rankwise.report.text import isolated, share_text
 
-_SPECTRUM = ("modules", "rank", "stable\nrank", "entropy\nrank", "90 %\nat rank", "95 %\nat rank", "99 %\nat rank")
+_SPECTRUM = ("modules", "rank", "stable\nrank", "entropy\nrank", "r at\n90 %", "r at\n95 %", "r at\n99 %")
 _RESIZED = ("modules", "rank\nbefore", "rank", "energy\nkept")
 
 
@@ -96,6 +96,6 @@ def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
             "if nobody chose it, train again with an alpha that grows with the rank before you judge the rank."
         )
     yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
-    yield "90 % at rank: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
+    yield "r at 90 %: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
     yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
     yield "Energy is no quality: evaluate a smaller adapter before you rely on it."

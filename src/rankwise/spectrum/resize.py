@@ -107,8 +107,7 @@ def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, fl
             tensors[module.tensor_b] = new_b.to(b.dtype).contiguous()
 
     def write(beside: Path) -> None:
-        text = json.dumps(dict(files.settings) | changed, indent=2, ensure_ascii=False)
-        (beside / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        (beside / CONFIG_NAME).write_text(json.dumps(dict(files.settings) | changed, indent=2))
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata)
 
     write_directory(out, write)
