@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory.formula": {"memory.settings", "base.shapes", "base.source"},
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},
-    "spectrum.adapter": {"lora"},
+    "spectrum": {"lora"},
     "spectrum.probe": {"train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},
@@ -122,6 +122,7 @@ def test_decide_stands_on_numpy_and_scipy_alone(graph: grimp.ImportGraph) -> Non
         "import sys; sys.argv[1:] = ['--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['compare', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['export', '--help']; from rankwise.cli.main import main; main()",
+        "import sys; sys.argv[1:] = ['resize', '--help']; from rankwise.cli.main import main; main()",
     ],
 )
 def test_torch_is_not_waited_for_by(statement: str) -> None:

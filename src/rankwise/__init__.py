@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankwise.memory.formula import estimate_lora_params
     from rankwise.memory.settings import StepSettings
     from rankwise.records import (
+        AdapterSpectrum,
         Baseline,
         ComparisonPlan,
         MemoryEstimate,
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
         RankComparison,
         RankExperiment,
         Recommendation,
+        ResizedAdapter,
         Trial,
     )
+    from rankwise.spectrum.inspect import inspect_adapter
+    from rankwise.spectrum.resize import resize_adapter
 
 _HOME = {
+    "AdapterSpectrum": "rankwise.records",
     "Baseline": "rankwise.records",
     "ComparisonConfig": "rankwise.compare.config",
     "ComparisonPlan": "rankwise.records",
@@ -41,6 +46,7 @@ _HOME = {
     "RankComparison": "rankwise.records",
     "RankExperiment": "rankwise.records",
     "Recommendation": "rankwise.records",
+    "ResizedAdapter": "rankwise.records",
     "RunError": "rankwise.errors",
     "StepSettings": "rankwise.memory.settings",
     "Trial": "rankwise.records",
@@ -49,12 +55,15 @@ _HOME = {
     "estimate_ranks": "rankwise.memory.estimate",
     "estimate_training_memory": "rankwise.memory.estimate",
     "export_recommendation": "rankwise.export.write",
+    "inspect_adapter": "rankwise.spectrum.inspect",
     "plan_rank_comparison": "rankwise.compare.run",
+    "resize_adapter": "rankwise.spectrum.resize",
     "run_rank_comparison": "rankwise.compare.run",
 }
 
 __version__ = version("rankwise")
 __all__ = [
+    "AdapterSpectrum",
     "Baseline",
     "ComparisonConfig",
     "ComparisonPlan",
@@ -65,6 +74,7 @@ __all__ = [
     "RankComparison",
     "RankExperiment",
     "Recommendation",
+    "ResizedAdapter",
     "RunError",
     "StepSettings",
     "Trial",
@@ -73,7 +83,9 @@ __all__ = [
     "estimate_ranks",
     "estimate_training_memory",
     "export_recommendation",
+    "inspect_adapter",
     "plan_rank_comparison",
+    "resize_adapter",
     "run_rank_comparison",
 ]
 

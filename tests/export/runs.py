@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import ones
+from torch import Generator, randn
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.export.finding import Finding, read_finding
@@ -80,7 +80,12 @@ def made_run(
         target_modules=targets,
         modules_to_save=modules_to_save,
     ).save_pretrained(str(directory / "adapter"))
-    save_file({"weight": ones(2)}, directory / "adapter" / "adapter_model.safetensors")
+    generator, rank = Generator().manual_seed(0), recommendation.rank or 1
+    tensors = {}
+    for target in targets:
+        tensors[f"base_model.model.{target}.lora_A.weight"] = randn(rank, 24, generator=generator)
+        tensors[f"base_model.model.{target}.lora_B.weight"] = randn(32, rank, generator=generator)
+    save_file(tensors, directory / "adapter" / "adapter_model.safetensors")
     return directory
 
 

@@ -22,8 +22,10 @@ from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
 from rankwise.cli.estimate import estimate
 from rankwise.cli.export import export
+from rankwise.cli.inspect import inspect
 from rankwise.cli.options import options_from_config
 from rankwise.cli.report import report
+from rankwise.cli.resize import resize
 from rankwise.errors import RunError, UserError
 
 app = typer.Typer(
@@ -46,6 +48,8 @@ _add(estimate)
 _add(demo)
 _add(report)
 _add(export)
+_add(inspect)
+_add(resize)
 
 
 def _version(wanted: bool) -> None:

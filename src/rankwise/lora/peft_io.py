@@ -7,16 +7,13 @@ a suffix or a regular expression could match other modules in another version of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -26,33 +23,10 @@ from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID, locate
 from rankwise.durable import write_directory
 from rankwise.errors import UserError
 from rankwise.lora.attach import State
+from rankwise.lora.peft_files import PREFIX, foreign_settings, missing_weights, open_weights, read_settings
 from rankwise.records import Trial
 
-_PREFIX = "base_model.model."
 Shapes = Mapping[str, tuple[int, ...]]
-
-# What may differ from LoraConfig's defaults: it is read here, shows in the tensors, or is over once training is.
-_UNDERSTOOD = {
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "target_modules",
-    "exclude_modules",
-    "modules_to_save",
-    "layers_to_transform",
-    "layers_pattern",
-    "fan_in_fan_out",
-    "lora_dropout",
-    "init_lora_weights",
-    "inference_mode",
-    "task_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-}
-# The others (PiSSA, OLoRA, …) take their start out of the base weights, which are then no longer the base model's.
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -75,7 +49,7 @@ def write_adapter(directory: Path, base: BaseModel, trial: Trial, state: State, 
     if wrong:
         raise ValueError(f"this is no adapter of rank {trial.rank}: {'; '.join(wrong)}")
     config = _config(base, trial, [target.name for target in targets])
-    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in state.items()}
+    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in state.items()}
 
     def write(beside: Path) -> None:
         config.save_pretrained(beside)
@@ -89,16 +63,13 @@ def read_adapter(directory: Path, base: BaseModel, targets: Sequence[LinearLayer
 
     Raises one `UserError` that lists everything that cannot be taken over.
     """
-    settings = _read_settings(directory)
-    problems = list(_foreign_settings(settings))
+    settings = read_settings(directory)
+    problems = list(foreign_settings(settings))
     rank, alpha = settings["r"], settings["lora_alpha"]
     tensors: State = {}
-    if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
-        pickled = (directory / WEIGHTS_NAME).is_file()
-        how = f", only pickled ones in {WEIGHTS_NAME}, which can run code: convert them" if pickled else ""
-        problems.append(f"it has no weights in {SAFETENSORS_WEIGHTS_NAME}{how}")
-    else:
-        tensors = _read_tensors(directory / SAFETENSORS_WEIGHTS_NAME)
+    problems += missing_weights(directory)
+    if (file := directory / SAFETENSORS_WEIGHTS_NAME).is_file():
+        tensors = _read_tensors(file)
         problems += _differences(_shapes_of(tensors), _expected_shapes(base, rank, targets))
     if problems:
         raise UserError(f"adapter {directory} cannot be used with {base.name}: {'; '.join(problems)}")
@@ -166,37 +137,6 @@ def _differences(found: Shapes, expected: Shapes) -> Iterator[str]:
         yield f"{len(other)} tensors have another shape ({other[0]}: {found[other[0]]}, not {expected[other[0]]} …)"
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
-    file = directory / CONFIG_NAME
-    if not file.is_file():
-        raise UserError(f"{directory} is not an adapter: it has no {CONFIG_NAME}")
-    try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    if not (
-        isinstance(settings, dict)
-        and isinstance(settings.get("r"), int)
-        and isinstance(settings.get("lora_alpha"), int | float)
-    ):
-        raise UserError(f"{file} is not the configuration of a LoRA adapter: it has no r and lora_alpha")
-    return settings
-
-
-def _foreign_settings(settings: Mapping[str, Any]) -> Iterator[str]:
-    plain = LoraConfig().to_dict()
-    for key, value in settings.items():
-        usual = plain.get(key)
-        if key not in _UNDERSTOOD and (value or usual) and value != usual:
-            yield f"{key} is {json.dumps(value)[:60]}"
-    start = settings.get("init_lora_weights", True)
-    if start not in _PLAIN_INITIALISATIONS:
-        yield f"init_lora_weights is {json.dumps(start)[:60]}, which changes the base weights"
-
-
 def _read_tensors(file: Path) -> State:
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} could not be read: {error}") from error
-    return {name.removeprefix(_PREFIX): tensor.float() for name, tensor in tensors.items()}
+    with open_weights(file) as weights:
+        return {name.removeprefix(PREFIX): weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118

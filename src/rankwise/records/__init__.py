@@ -22,15 +22,18 @@ from rankwise.records.recommendation import (
     StopReason,
     Verdict,
 )
+from rankwise.records.spectrum import AdapterSpectrum, GroupSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
 from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus
 
 __all__ = [
+    "AdapterSpectrum",
     "Baseline",
     "Calibration",
     "ComparisonPlan",
     "Doubling",
     "Evaluation",
     "FullFineTuning",
+    "GroupSpectrum",
     "Guard",
     "Interval",
     "LayerGroup",
@@ -38,12 +41,15 @@ __all__ = [
     "MemoryParts",
     "Metric",
     "ModelEstimate",
+    "ModuleSpectrum",
     "Needed",
     "ParameterCount",
     "RankComparison",
     "RankEstimate",
     "RankExperiment",
     "Recommendation",
+    "ResizedAdapter",
+    "ResizedModule",
     "Scores",
     "Status",
     "StopReason",

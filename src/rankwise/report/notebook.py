@@ -6,12 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rankwise.records import MemoryEstimate, ModelEstimate, RankComparison, Recommendation
+from rankwise.records import (
+    AdapterSpectrum,
+    MemoryEstimate,
+    ModelEstimate,
+    RankComparison,
+    Recommendation,
+    ResizedAdapter,
+)
 from rankwise.report.estimate import memory_sheet, methods_sheet, rank_sheet
 from rankwise.report.html import html_of
 from rankwise.report.markdown import markdown_of
 from rankwise.report.recommendation import recommendation_sheet
 from rankwise.report.sheet import Sheet
+from rankwise.report.spectrum import resized_sheet, spectrum_sheet
 from rankwise.report.tables import comparison_sheet
 from rankwise.report.text import isolated
 
@@ -39,4 +47,6 @@ _SHEETS: dict[type, Callable[[Any], Sequence[Sheet]]] = {
     Recommendation: lambda recommendation: [recommendation_sheet(recommendation)],
     ModelEstimate: _of_model,
     MemoryEstimate: lambda memory: [memory_sheet(memory)],
+    AdapterSpectrum: lambda spectrum: [spectrum_sheet(spectrum)],
+    ResizedAdapter: lambda resized: [resized_sheet(resized)],
 }

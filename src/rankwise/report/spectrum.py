@@ -1,0 +1,101 @@
+"""What an adapter's rank is used for, and what became of one that was made smaller: a row for each kind of module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rankwise.records import AdapterSpectrum, GroupSpectrum, ResizedAdapter, ResizedModule
+from rankwise.report.sheet import Heading, Sheet
+from rankwise.report.terminal import terminal_table
+from rankwise.report.text import isolated, share_text
+
+_SPECTRUM = ("modules", "rank", "stable\nrank", "entropy\nrank", "r at\n90 %", "r at\n95 %", "r at\n99 %")
+_RESIZED = ("modules", "rank\nbefore", "rank", "energy\nkept")
+
+
+def spectrum_sheet(spectrum: AdapterSpectrum) -> Sheet:
+    """A row for each kind of projection and one for all; below, what the figures are and whether alpha looks chosen."""
+    headings = [Heading("projection", "left"), *map(Heading, (*_SPECTRUM, "used"))]
+    rows = [_spectrum_row(group) for group in (*spectrum.kinds, spectrum.overall)]
+    return Sheet(isolated(str(spectrum.adapter)), headings, rows, list(_spectrum_lines(spectrum)))
+
+
+def resized_sheet(resized: ResizedAdapter) -> Sheet:
+    """A row for each kind of projection and one for all."""
+    kinds = dict.fromkeys(module.kind for module in resized.modules)
+    groups = {kind: [module for module in resized.modules if module.kind == kind] for kind in kinds}
+    rows = [_resized_row(kind, modules) for kind, modules in groups.items()]
+    rows.append(_resized_row("all", resized.modules, resized.energy))
+    headings = [Heading("projection", "left"), *map(Heading, _RESIZED)]
+    smaller = f"{resized.params_before:,} parameters before, {resized.params:,} now"
+    lines = [
+        f"A and B have {smaller}; every module's scaling is as it was.",
+        "Energy kept: the share of the update's squared Frobenius norm. It is no quality: evaluate the adapter.",
+    ]
+    return Sheet(isolated(str(resized.adapter)), headings, rows, lines)
+
+
+def spectrum_table(spectrum: AdapterSpectrum) -> RenderableType:
+    return _shown(spectrum_sheet(spectrum))
+
+
+def resized_table(resized: ResizedAdapter) -> RenderableType:
+    return _shown(resized_sheet(resized))
+
+
+def _shown(sheet: Sheet) -> RenderableType:
+    return Group(terminal_table(sheet), *map(Text, sheet.below))
+
+
+def _spectrum_row(group: GroupSpectrum) -> list[str]:
+    ranks = (group.rank_90, group.rank_95, group.rank_99)
+    return [
+        isolated(group.name),
+        f"{group.modules:,}",
+        _span(group.rank_low, group.rank_high),
+        f"{group.stable_rank:.1f}",
+        f"{group.entropy_rank:.1f}",
+        *map(str, ranks),
+        share_text(group.used),
+    ]
+
+
+def _resized_row(name: str, modules: Sequence[ResizedModule], energy: float | None = None) -> list[str]:
+    whole = sum(module.norm_squared_before for module in modules)
+    kept = sum(module.norm_squared_before * module.energy for module in modules)
+    return [
+        isolated(name),
+        f"{len(modules):,}",
+        _span_of(module.rank_before for module in modules),
+        _span_of(module.rank for module in modules),
+        share_text((kept / whole if whole > 0 else 1.0) if energy is None else energy),
+    ]
+
+
+def _span_of(ranks: Iterable[int]) -> str:
+    known = list(ranks)
+    return _span(min(known), max(known))
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
+    rule = "alpha/sqrt(rank)" if spectrum.use_rslora else "alpha/rank"
+    alphas = {module.alpha for module in spectrum.modules}
+    others = "" if alphas == {spectrum.alpha} else "; some modules have another alpha"
+    trained = f"rank {spectrum.rank}, alpha {spectrum.alpha:g}"
+    yield f"Trained with {trained}: scaling {rule} = {spectrum.scaling:.3g}{others}."
+    if spectrum.default_alpha_trap:
+        yield (
+            f"Alpha 8 is PEFT's default, and at rank {spectrum.rank} it scales every update by {spectrum.scaling:.3g}: "
+            "if nobody chose it, train again with an alpha that grows with the rank before you judge the rank."
+        )
+    yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
+    yield "r at 90 %: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
+    yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
+    yield "Energy is no quality: evaluate a smaller adapter before you rely on it."

@@ -1,0 +1,1 @@
+"""What a trained adapter's rank is used for."""

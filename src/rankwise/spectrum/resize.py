@@ -1,0 +1,123 @@
+"""A trained adapter of lower rank: the nearest there is, in PEFT's format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+
+from rankwise.durable import write_directory
+from rankwise.errors import UserError
+from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
+from rankwise.records import AdapterSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
+from rankwise.spectrum.adapter import one_thread, rank_for, truncated
+from rankwise.spectrum.inspect import factors, spectrum_of
+
+Ranks = Mapping[str, int]
+
+
+def resize_adapter(
+    path: str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    per_layer: bool = False,
+) -> ResizedAdapter:
+    """Write the adapter of lower rank that is nearest to the one in `path` (as for `inspect_adapter`) to `out`.
+
+    Either of `rank`, or of the smallest that keeps this share (between 0 and 1) of the squared Frobenius norm of all
+    updates ΔW; with `per_layer` each module's rank is the smallest that keeps it of its own. A module whose rank is
+    lower already keeps its rank. Alpha is set anew, so that every module's scaling stays; tensors keep their dtype,
+    and those that are not LoRA's (heads) are copied. Raises `UserError` where `out` exists, or for a rank above the
+    adapter's.
+    """
+    out = Path(out)
+    if (rank is None) == (energy is None):
+        raise UserError("resize needs a rank or a share of the energy to keep, and one of them only")
+    if energy is not None and not 0 < energy < 1:
+        raise UserError(f"energy {energy:g} is not a share between 0 and 1, such as 0.95")
+    if per_layer and energy is None:
+        raise UserError("per-layer chooses each module's rank by its energy: give energy instead of rank")
+    if out.exists():
+        raise UserError(f"{out} exists already: give another place for the resized adapter")
+    files = find_adapter(Path(path))
+    largest = max(module.rank for module in files.modules)
+    if rank is not None and not 1 <= rank <= largest:
+        raise UserError(f"rank {rank} is not one from 1 to {largest}, the rank of adapter {files.directory}")
+    spectrum = spectrum_of(files)
+    ranks = {module.name: _rank(module, spectrum, rank, energy, per_layer) for module in spectrum.modules}
+    alphas = {module.name: _alpha(module, ranks[module.name], spectrum.use_rslora) for module in files.modules}
+    _write(out, files, ranks, alphas)
+    kept = sum(module.norm_squared * module.energy[ranks[module.name]] for module in spectrum.modules)
+    whole = sum(module.norm_squared for module in spectrum.modules)
+    return ResizedAdapter(
+        source=files.directory,
+        adapter=out,
+        energy=kept / whole if whole > 0 else 1.0,
+        params_before=sum(module.rank * (module.d_in + module.d_out) for module in files.modules),
+        params=sum(ranks[module.name] * (module.d_in + module.d_out) for module in files.modules),
+        modules=tuple(
+            ResizedModule(
+                name=module.name,
+                kind=module.kind,
+                rank_before=module.rank,
+                rank=ranks[module.name],
+                alpha=alphas[module.name],
+                norm_squared_before=module.norm_squared,
+                energy=module.energy[ranks[module.name]],
+            )
+            for module in spectrum.modules
+        ),
+    )
+
+
+def _rank(
+    module: ModuleSpectrum, spectrum: AdapterSpectrum, rank: int | None, energy: float | None, per_layer: bool
+) -> int:
+    if energy is not None:
+        rank = rank_for(module.energy if per_layer else spectrum.overall.energy, energy)
+    assert rank is not None
+    return max(1, min(rank, len(module.singular_values)))
+
+
+def _alpha(module: AdaptedModule, rank: int, use_rslora: bool) -> float:
+    share = rank / module.rank
+    return module.alpha * (share**0.5 if use_rslora else share)
+
+
+def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, float]) -> None:
+    rank, rank_pattern = _commonest(ranks)
+    # PEFT declares alpha a whole number, and takes any.
+    alpha, alpha_pattern = _commonest({name: int(a) if a == int(a) else a for name, a in alphas.items()})
+    changed = {"r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+    with open_weights(files.weights) as weights:
+        tensors = {name: weights.get_tensor(name) for name in files.others}
+        metadata = weights.metadata()
+    with one_thread():
+        for module, a, b in factors(files):
+            new_a, new_b = truncated(a, b, ranks[module.name])
+            tensors[module.tensor_a] = new_a.to(a.dtype).contiguous()
+            tensors[module.tensor_b] = new_b.to(b.dtype).contiguous()
+
+    def write(beside: Path) -> None:
+        (beside / CONFIG_NAME).write_text(json.dumps(dict(files.settings) | changed, indent=2))
+        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata)
+
+    write_directory(out, write)
+
+
+def _commonest(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The value for most modules, and PEFT's pattern for the others.
+
+    PEFT takes the first key that matches the end of a module's name as a regular expression. So a key is the whole
+    name, from its start: a bare name would match modules whose names are longer, too.
+    """
+    usual = Counter(values.values()).most_common(1)[0][0]
+    return usual, {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
