@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Two processes; what a file's tests share is made in one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 EXTRAS_demo := offline
 EXTRAS_test := offline,quant,test
 EXTRAS_lint := offline,quant,test,dev
@@ -20,7 +23,7 @@ demo: .venv/.installed-demo ## Compare LoRA ranks on the embedded model and task
 	@$(BIN)/rankwise demo $(ARGS)
 
 test: .venv/.installed-test ## Run the tests, but not the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/ruff check .
@@ -28,7 +31,7 @@ lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/mypy
 
 check: .venv/.installed-check lint ## Check everything: lint, then all tests, slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 # torch goes first and alone: whatever else is asked for then resolves against the pinned one.
 .venv/.installed-%: .venv/.created constraints.txt pyproject.toml

@@ -102,9 +102,7 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
     assert "training" in done.stderr
 
 
-def test_a_configuration_file_takes_every_option_and_flags_override_it(
-    place: Path, terminal: Terminal
-) -> None:
+def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Path, terminal: Terminal) -> None:
     (place / "c.yaml").write_text(
         "model: model\ntrain: train.csv\ntext: sentence\nranks: [2, 4]\nlearning-rates: [1.0e-3]\nseeds: 2\n"
         "steps: 500\nbatch-size: 8\nmax-length: 48\nrslora: true\nalpha: 2rank\n"
@@ -185,7 +183,7 @@ def checkpoints(run: Path) -> set[tuple[str, int]]:
 
 def test_killed_at_two_instants_a_run_ends_with_the_same_numbers(place: Path, terminal: Terminal) -> None:
     """Processes of their own are killed; what they leave goes on here, where the undisturbed run is made."""
-    options = (*COMPARE, "--steps", "60", "--evaluations", "10", "--pack-size", "2")
+    options = (*COMPARE, "--steps", "20", "--evaluations", "10", "--pack-size", "2")
     terminal.succeed(*options, "--run", "runs/undisturbed")
     chance = random.Random(20)
     run = place / "runs/killed"

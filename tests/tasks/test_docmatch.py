@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import UserError
+from rankwise.tasks import library
 from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.library import Function, read_functions
 from rankwise.tasks.task import Split, Task
@@ -22,7 +23,7 @@ MAX_LENGTH = 512  # a description of 200 characters takes less than half of it, 
 
 @pytest.fixture(scope="module")
 def functions() -> list[Function]:
-    return list(read_functions(Path(sysconfig.get_path("stdlib"))))
+    return list(library.read_functions(Path(sysconfig.get_path("stdlib"))))
 
 
 @pytest.fixture
