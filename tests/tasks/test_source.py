@@ -311,11 +311,13 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_csv_modules_field_limit_is_left_as_it_was(tmp_path: Path) -> None:
-    before = csv.field_size_limit()
+    before = 131_072
+    csv.field_size_limit(before)
     read_rows(write_csv(tmp_path / "good.csv", ROWS), ["text"], split="train")
     (tmp_path / "bad.csv").write_text("text,label\na\n")
-    refusal(tmp_path / "bad.csv")
-    assert csv.field_size_limit() == before
+    with pytest.raises(UserError) as refused:
+        read_rows(tmp_path / "bad.csv", ["text"], split="train")
+    assert csv.field_size_limit() == before, f"while {refused.value} holds what was running"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])

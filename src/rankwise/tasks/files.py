@@ -12,7 +12,8 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,26 +102,27 @@ def _read_tsv(path: Path, shapes: Sequence[Shape]) -> Table:
 
 def _read_delimited(path: Path, shapes: Sequence[Shape], delimiter: str) -> Table:
     """CSV as RFC 4180 has it: a header, fields quoted with doubled quotes inside; blank lines are skipped."""
-    records = _records(path, delimiter)
-    _, header = next(records, (1, None))
-    if header is None:
-        raise UserError(f"{path}: the file is empty")
-    columns = choose_columns(str(path), header, shapes)
-    positions = [header.index(column) if column in header else None for column in columns]
-    rows, lines = [], []
-    for line, record in records:
-        if len(record) != len(header):
-            raise UserError(
-                f"{path}, line {line}: {len(record)} fields where the header has {len(header)}; "
-                f"fields that contain {delimiter!r}, quotes or line breaks must be quoted"
-            )
-        rows.append([None if position is None else record[position] for position in positions])
-        lines.append(line)
+    # Closed at once where a row is refused: the csv module's limit is everybody's.
+    with closing(_records(path, delimiter)) as records:
+        _, header = next(records, (1, None))
+        if header is None:
+            raise UserError(f"{path}: the file is empty")
+        columns = choose_columns(str(path), header, shapes)
+        positions = [header.index(column) if column in header else None for column in columns]
+        rows, lines = [], []
+        for line, record in records:
+            if len(record) != len(header):
+                raise UserError(
+                    f"{path}, line {line}: {len(record)} fields where the header has {len(header)}; "
+                    f"fields that contain {delimiter!r}, quotes or line breaks must be quoted"
+                )
+            rows.append([None if position is None else record[position] for position in positions])
+            lines.append(line)
     values = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns]
     return Table(str(path), dict(zip(columns, values, strict=True)), lines)
 
 
-def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:
     """Records with the line they start on."""
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
