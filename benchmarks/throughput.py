@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import gc
 import json
 import statistics
@@ -69,7 +70,7 @@ def random_base(model: str, dtype: Any, device: torch.device) -> BaseModel:
         fresh=frozenset(),
         causal=True,
     )
-    return BaseModel(**{**vars(base), "plain_head": True})
+    return dataclasses.replace(base, plain_head=True)
 
 
 def random_task(vocabulary: int, length: int) -> Task:

@@ -61,12 +61,16 @@ class Pack:
     @torch.no_grad()
     def refresh(self) -> None:
         """Let the layers see the rows as they are now."""
-        for group in self.groups:
-            for index, a, b in zip(range(*group.trials.indices(len(self.trials))), group.a, group.b, strict=True):
-                row_of_a, row_of_b, heads = self._split(index, self.rows[index])
-                torch.mul(row_of_a, self.trials[index].scaling, out=a[: len(row_of_a)])
-                b[: len(row_of_b)] = row_of_b
-                self.heads[index] = heads
+        for index in range(len(self.trials)):
+            self._refresh(index)
+
+    def _refresh(self, index: int) -> None:
+        group = next(group for group in self.groups if index < group.trials.stop)
+        slot = index - group.trials.start
+        a, b, heads = self._split(index, self.rows[index])
+        torch.mul(a, self.trials[index].scaling, out=group.a[slot, : len(a)])
+        group.b[slot, : len(b)] = b
+        self.heads[index] = heads
 
     def take_grads(self) -> list[Tensor]:
         """Each trial's gradient since the last call, laid out as its row."""
@@ -103,7 +107,8 @@ class Pack:
             raise ValueError("the state's tensors are not those of this trial")
         for name, view in views.items():
             view.copy_(state[name])
-        self.refresh()
+        with torch.no_grad():
+            self._refresh(index)
 
     def _split(self, index: int, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A (rank, inputs), Bᵀ (rank, outputs) and the heads (params): views."""

@@ -19,6 +19,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from rankwise.errors import UserError
+from rankwise.records import scaling_of
 
 PREFIX = "base_model.model."
 
@@ -189,7 +190,7 @@ def _adapted_module(
         return f"{name} is no linear layer or embedding: its lora_A has shape {a}"
     if not (a[0] == b[1] == rank >= 1):
         return f"{name} has tensors of shapes {a} and {b}, which are not of the rank {rank} in {CONFIG_NAME}"
-    scaling = alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
+    scaling = scaling_of(alpha, rank, use_rslora=bool(settings.get("use_rslora")))
     return AdaptedModule(name, pair["A"], pair["B"], a[1], b[0], rank, alpha, scaling)
 
 

@@ -23,7 +23,7 @@ from rankwise.records.recommendation import (
     Verdict,
 )
 from rankwise.records.spectrum import AdapterSpectrum, GroupSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
-from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus
+from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus, scaling_of
 
 __all__ = [
     "AdapterSpectrum",
@@ -58,4 +58,5 @@ __all__ = [
     "TrialResult",
     "TrialStatus",
     "Verdict",
+    "scaling_of",
 ]

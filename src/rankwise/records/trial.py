@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def scaling_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """What multiplies B·A: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
+
+    Sources: Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732.
+    """
+    return alpha / (rank**0.5 if use_rslora else rank)
+
+
 @dataclass(frozen=True)
 class Trial:
     """One adapter's training."""
@@ -21,11 +29,8 @@ class Trial:
 
     @property
     def scaling(self) -> float:
-        """What multiplies B·A: alpha/rank, or alpha/sqrt(rank) when rank-stabilised.
-
-        Sources: Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732.
-        """
-        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+        """What multiplies B·A."""
+        return scaling_of(self.alpha, self.rank, use_rslora=self.use_rslora)
 
     @property
     def id(self) -> str:

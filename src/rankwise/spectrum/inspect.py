@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankwise.errors import UserError
 from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
-from rankwise.records import AdapterSpectrum, GroupSpectrum, ModuleSpectrum
+from rankwise.records import AdapterSpectrum, GroupSpectrum, ModuleSpectrum, scaling_of
 from rankwise.spectrum.adapter import energy_by_rank, entropy_rank, one_thread, rank_for, singular_values, stable_rank
 
 _PEFT_ALPHA = 8  # LoraConfig's default, whatever the rank
@@ -34,7 +34,7 @@ def spectrum_of(files: AdapterFiles) -> AdapterSpectrum:
         modules = [_module_spectrum(module, a, b) for module, a, b in factors(files)]
     rank, alpha = files.settings["r"], float(files.settings["lora_alpha"])
     use_rslora = bool(files.settings.get("use_rslora"))
-    scaling = alpha / rank**0.5 if use_rslora else alpha / rank
+    scaling = scaling_of(alpha, rank, use_rslora=use_rslora)
     in_layers = [module for module in modules if module.layer is not None]
     return AdapterSpectrum(
         adapter=files.directory,
