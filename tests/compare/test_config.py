@@ -101,7 +101,15 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         ({"warmup_ratio": 1}, "warmup-ratio: 1 is not a share from 0 to below 1"),
         ({"schedule": "constant"}, "schedule: 'constant' is not one of linear, cosine"),
         ({"steps": 10, "epochs": 1}, "steps and epochs are both given: leave one out"),
-        ({"strategy": "ladder"}, "strategy: 'ladder' is not one of grid, escalate"),
+        ({"strategy": "stairs"}, "strategy: 'stairs' is not one of grid, escalate, ladder"),
+        (
+            {"strategy": "ladder", "ranks": "8"},
+            "ranks: strategy ladder cuts the largest rank to smaller ones: give some beside 8",
+        ),
+        (
+            {"strategy": "ladder", "budget": "30m"},
+            "budget: only strategy escalate has one; leave it out, or give --strategy escalate",
+        ),
         ({"budget": "30m"}, "budget: only strategy escalate has one; leave it out, or give --strategy escalate"),
         ({"budget": "soon", "strategy": "escalate"}, "budget: 'soon' is not a duration such as 90s, 30m or 2h"),
         ({"budget": "0s", "strategy": "escalate"}, "budget: '0s' is not a duration such as 90s, 30m or 2h"),
@@ -145,6 +153,7 @@ def test_trackers_are_a_list_by_the_names_of_their_packages() -> None:
 def test_ranks_that_are_not_given_are_those_of_the_strategy() -> None:
     assert config().ranks == (4, 8, 16, 32)
     assert config(strategy="escalate").ranks == (8, 16)
+    assert config(strategy="ladder").ranks == (1, 2, 4, 8, 16, 32)
     escalated = config(strategy="escalate", budget="1.5h")
     assert ComparisonConfig.from_mapping(yaml.safe_load(yaml.safe_dump(escalated.to_dict())), "a.yaml") == escalated
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.compare.escalate import Evidence, Room, Scale, Step, next_step, path_text
+from rankwise.compare.escalate import Room, next_step
+from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.decide.verdict import Margin
 from rankwise.records import Baseline, Evaluation, Metric, Trial, TrialResult
 from rankwise.train.cost import StepCost

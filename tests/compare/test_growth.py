@@ -143,4 +143,4 @@ def test_another_margin_takes_another_path(config: ComparisonConfig, tmp_path: P
 def test_a_plan_is_that_of_the_start(config: ComparisonConfig) -> None:
     plan = plan_rank_comparison(config)
     assert plan.trials == 8
-    assert any("the ranks to start with, 2 and 4" in note for note in plan.notes)
+    assert any("of rank 2 and 4 to start with" in note for note in plan.notes)

@@ -40,7 +40,7 @@ TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 _BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
-_STARTS = {"grid": (4, 8, 16, 32), "escalate": (8, 16)}  # ranks where none are given
+_RANKS = {"grid": (4, 8, 16, 32), "escalate": (8, 16), "ladder": (1, 2, 4, 8, 16, 32)}  # where none are given
 
 
 def _source(value: object) -> Source:
@@ -114,13 +114,16 @@ class ComparisonConfig:
         whole_number(1),
         "Cut examples to this many tokens [128; instruction: 512, of prompts the beginning first].",
     )
-    strategy: Literal["grid", "escalate"] = _option(
+    strategy: Literal["grid", "escalate", "ladder"] = _option(
         "grid",
-        one_of("grid", "escalate"),
-        "`grid` trains all ranks; `escalate` starts with two, doubles while the larger is better, else goes down.",
+        one_of("grid", "escalate", "ladder"),
+        "`grid` trains all ranks; `escalate` starts with two, doubles while the larger is better, else goes down; "
+        "`ladder` trains the largest, cuts it to the others, and trains those around the smallest cut that is as good.",
     )
     ranks: tuple[int, ...] = _option(
-        None, parse_ranks, "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16]"
+        None,
+        parse_ranks,
+        "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16; ladder: 1,2,4,8,16,32]",
     )
     budget: float | None = _option(
         None, parse_duration, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
@@ -245,14 +248,17 @@ class ComparisonConfig:
 
     def _check_strategy(self) -> None:
         if self.ranks is None:
-            object.__setattr__(self, "ranks", _STARTS[self.strategy])
-        if self.strategy == "grid":
-            if self.budget is not None:
-                raise UserError("budget: only strategy escalate has one; leave it out, or give --strategy escalate")
-        elif len(self.ranks) != 2 or self.ranks[1] != 2 * self.ranks[0]:
+            object.__setattr__(self, "ranks", _RANKS[self.strategy])
+        if self.strategy != "escalate" and self.budget is not None:
+            raise UserError("budget: only strategy escalate has one; leave it out, or give --strategy escalate")
+        if self.strategy == "escalate" and (len(self.ranks) != 2 or self.ranks[1] != 2 * self.ranks[0]):
             ranks = ",".join(map(str, self.ranks))
             raise UserError(
                 f"ranks: strategy escalate starts with a rank and its double, such as 8,16, not with {ranks}"
+            )
+        if self.strategy == "ladder" and len(self.ranks) == 1:
+            raise UserError(
+                f"ranks: strategy ladder cuts the largest rank to smaller ones: give some beside {self.ranks[0]}"
             )
 
     @classmethod
@@ -291,6 +297,11 @@ class ComparisonConfig:
             {"dtype": base} if base in ("float32", "bfloat16") else {"quantize": base} for base in self.bases
         ]
         return tuple(replace(self, bases=None, **of_base) for of_base in options)
+
+    @property
+    def first_ranks(self) -> tuple[int, ...]:
+        """The ranks that training begins with."""
+        return self.ranks[-1:] if self.strategy == "ladder" else self.ranks
 
     @property
     def seed_numbers(self) -> range:

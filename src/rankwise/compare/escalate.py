@@ -1,10 +1,8 @@
 """Start low, grow if underfitting: which rank to train next, or why to stop. Pure.
 
-Decided on training and validation alone; the test split is left for the answer, on the ranks that were trained.
-Two neighbours, the larger twice the smaller, are told apart by the mean over seeds of their paired difference
-in validation loss, and only where both its one-sided limits lie on the same side of the margin. Growing on the mean
-alone would follow noise up the ladder: each doubling is another chance for a lucky seed. Where the larger is
-better by more than the margin it is doubled; where not, the ranks below the smaller are tried, largest first.
+Two neighbours, the larger twice the smaller, are told apart as evidence.py says. Growing on the mean alone would follow
+noise up the ladder: each doubling is another chance for a lucky seed. Where the larger is better by more than the
+margin it is doubled; where not, the ranks below the smaller are tried, largest first.
 """
 
 from __future__ import annotations
@@ -12,80 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Literal
 
-import numpy as np
-
-from rankwise.decide.interval import over_seeds
-from rankwise.decide.verdict import CONFIDENCE, Margin
-from rankwise.records import Baseline, Metric, StopReason, TrialResult
+from rankwise.compare.evidence import Evidence, Scale, Step, weigh
+from rankwise.records import StopReason
 from rankwise.train.cost import StepCost
 
 _BY_HEART = 0.05  # of the loss of chance: below it, training has nothing left to teach
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What training and validation say of a rank at its learning rate.
-
-    `losses` are the last validation losses in the metric that decides, in the order of seeds. The others are means
-    over seeds, in nats: `nll` on validation, `train_nll` over the last tenth of the steps. `rising` tells whether
-    validation NLL rose between the last two evaluations.
-    """
-
-    losses: tuple[float, ...]
-    nll: float
-    train_nll: float
-    rising: bool
-
-    @classmethod
-    def of(cls, results: Sequence[TrialResult], metric: Metric) -> Evidence:
-        """From a rank's chosen trials, one a seed."""
-        last = [result.evaluations[-1] for result in results]
-        before = [result.evaluations[-2:][0] for result in results]
-        tails = [result.train_nll[-math.ceil(len(result.train_nll) / 10) :] for result in results]
-        nll = fmean(one.nll for one in last)
-        return cls(
-            losses=tuple(one.nll if metric == "nll" else 1 - one.accuracy for one in last),
-            nll=nll,
-            train_nll=fmean(fmean(tail) for tail in tails),
-            rising=nll > fmean(one.nll for one in before),
-        )
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What losses are measured by: the metric that decides, the margin, rank 0 on validation, and the loss of `chance`.
-
-    That is the NLL of knowing nothing: of equal odds for classes; of rank 0, a language model, for tokens.
-    """
-
-    metric: Metric
-    margin: Margin
-    baseline: Baseline
-    chance: float
-
-    def delta(self, largest: Evidence) -> float:
-        """The loss called nothing, in the metric: absolute, or a share of what the largest rank so far gains."""
-        if self.margin.absolute is not None:
-            return self.margin.absolute
-        rank_0 = self.baseline.nll if self.metric == "nll" else 1 - self.baseline.accuracy
-        return (1 - self.margin.keep) * max(0.0, rank_0 - fmean(largest.losses))
-
-    def train_delta(self, largest: Evidence) -> float:
-        """The same for training losses, which are in nats whatever decides."""
-        if self.metric == "nll":
-            return self.delta(largest)
-        return (1 - self.margin.keep) * max(0.0, self.baseline.nll - largest.nll)
-
-    @property
-    def unit(self) -> str:
-        return "nats" if self.metric == "nll" else "points"
-
-    def figure(self, value: float) -> str:
-        """A loss in the unit; a true minus sign."""
-        return f"{value if self.metric == 'nll' else 100 * value:.2g}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -118,15 +48,6 @@ class Room:
         return None
 
 
-@dataclass(frozen=True)
-class Step:
-    """The rank to train next, or why none is; `found` are the sentences that it rests on."""
-
-    found: tuple[str, ...]
-    rank: int | None
-    stopped: StopReason | None
-
-
 def next_step(evidence: Mapping[int, Evidence | None], scale: Scale, room: Room) -> Step:
     """From what the ranks so far show to the next one.
 
@@ -135,7 +56,7 @@ def next_step(evidence: Mapping[int, Evidence | None], scale: Scale, room: Room)
     """
     largest = max(evidence)
     smaller = largest // 2
-    outcome, sentence = _compare(smaller, largest, evidence, scale)
+    outcome, sentence = weigh(smaller, largest, evidence, scale)
     found = [sentence]
     if outcome == "worse":
         if _by_heart(evidence[largest], scale.chance):
@@ -147,21 +68,9 @@ def next_step(evidence: Mapping[int, Evidence | None], scale: Scale, room: Room)
         rank //= 2
         if rank not in evidence:
             return _step_to(rank, found, room)
-        outcome, sentence = _compare(rank, largest, evidence, scale)
+        outcome, sentence = weigh(rank, largest, evidence, scale, shortly=True)
         found.append(sentence)
     return Step(tuple(found), None, "noise" if outcome == "unclear" else "plateau")
-
-
-def path_text(steps: Sequence[Step]) -> str:
-    """Everything that the steps found, once and in order, and how they ended.
-
-    >>> steps = [Step(("8 and 16 agree",), 4, None), Step(("8 and 16 agree", "4 loses 0.1"), None, "plateau")]
-    >>> path_text(steps)
-    '8 and 16 agree → 4 loses 0.1 → stop: plateau'
-    """
-    found = dict.fromkeys(sentence for step in steps for sentence in step.found)
-    last = steps[-1]
-    return " → ".join([*found, f"next: {last.rank}" if last.stopped is None else f"stop: {last.stopped}"])
 
 
 def _step_to(rank: int, found: Sequence[str], room: Room) -> Step:
@@ -170,35 +79,6 @@ def _step_to(rank: int, found: Sequence[str], room: Room) -> Step:
         return Step(tuple(found), rank, None)
     reason, sentence = lacking
     return Step((*found, sentence), None, reason)
-
-
-def _compare(
-    rank: int, largest: int, evidence: Mapping[int, Evidence | None], scale: Scale
-) -> tuple[Literal["worse", "alike", "unclear"], str]:
-    """Whether a rank loses more than the margin to the largest so far, less (gains count), or the data cannot tell."""
-    mine, best = evidence[rank], evidence[largest]
-    if mine is None or best is None:
-        return "unclear", f"{largest if best is None else rank} has no learning rate at which every seed trains"
-    loss = over_seeds(np.array(mine.losses) - np.array(best.losses), confidence=2 * CONFIDENCE - 1)
-    if loss.low is None or loss.high is None:
-        return "unclear", f"{rank} and {largest}: without a spread over seeds nothing is known of chance"
-    delta = scale.delta(best)
-    size, unit, margin = scale.figure(loss.mean), scale.unit, f"margin {scale.figure(delta)}"
-    if loss.low <= delta <= loss.high:
-        between = f"{scale.figure(loss.low)} and {scale.figure(loss.high)} {unit}"
-        return "unclear", f"{rank} and {largest} cannot be told apart: {rank} loses between {between}, {margin}"
-    neighbours = rank == largest // 2
-    if loss.high < delta:
-        if not neighbours:
-            return "alike", f"{rank} too ({size})"
-        size = scale.figure(abs(loss.mean))
-        if loss.mean < -delta:
-            return "alike", f"{rank} is better than {largest} ({size} {unit}, {margin})"
-        return "alike", f"{rank} and {largest} agree ({size} {unit}, {margin})"
-    lost = f"{rank} loses {size} {unit} to {largest} ({margin})" if neighbours else f"{rank} loses {size}"
-    if mine.train_nll - best.train_nll > scale.train_delta(best):
-        return "worse", f"{lost}: it underfits"
-    return "worse", f"{lost}, but not in training: generalisation or noise"
 
 
 def _by_heart(evidence: Evidence | None, chance: float) -> bool:

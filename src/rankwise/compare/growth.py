@@ -1,4 +1,4 @@
-"""Train ranks one after another, as far as the escalation goes; the journal keeps each step.
+"""Train ranks one after another, as far as an escalation or a ladder goes; the journal keeps each step.
 
 What a step rests on is kept with it. A run that goes on takes the steps that rest on the same again, without asking
 how much memory or time is left now; an extended one, whose evidence is another, begins with the first step anew.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from rankwise.compare import escalate, ladder
+from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
-from rankwise.compare.escalate import Evidence, Room, Scale, Step, next_step, path_text
+from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import usable_bytes
 from rankwise.compare.prepare import Prepared
@@ -19,7 +22,19 @@ from rankwise.compare.results import choose
 from rankwise.compare.scoring import validation_baseline
 from rankwise.compare.training import Planned, free_bytes, step_costs, train
 from rankwise.decide.verdict import Margin
+from rankwise.records import StopReason
 from rankwise.train.loop import StepReport
+
+_NAMES = {"escalate": "escalation", "ladder": "ladder"}  # in the journal, and what users are told
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The grid of the ranks that were trained, why there are no more, and the way there in words."""
+
+    prepared: Prepared
+    stopped: StopReason | None
+    path: str
 
 
 def grow(
@@ -28,24 +43,30 @@ def grow(
     journal: Journal,
     observe: Callable[[Planned | StepReport], None],
     tell: Callable[[str], None],
-) -> tuple[Prepared, list[Step]]:
-    """Train the ranks to start with and those that follow from them; the grid of all these, and the steps."""
-    budget = prepared.config.budget
-    grown = prepared.as_grid(prepared.config.ranks)
+) -> Grown:
+    """Train the ranks to start with and those that follow from them."""
+    config = prepared.config
+    name = _NAMES[config.strategy]
+    grown = prepared.as_grid(config.first_ranks)
     steps: list[Step] = []
     while True:
-        step = _journaled_step(grown, journal, budget) or _take_step(grown, directory, journal, budget, observe, tell)
+        basis = _basis(prepared, grown)
+        step = _journaled_step(name, basis, journal, config.budget)
+        if step is None:
+            step = _next_step(prepared, grown, directory, journal, observe, tell)
+            journal.append(name, basis=basis, budget=config.budget, **asdict(step))
         steps.append(step)
-        tell(f"escalation: {path_text(steps)}")
+        path = f"{name}: {path_text(steps)}"
+        tell(path)
         if step.rank is None:
-            return grown, steps
+            return Grown(grown, step.stopped, path)
         grown = grown.as_grid(sorted((*grown.config.ranks, step.rank)))
 
 
-def _basis(grown: Prepared) -> dict[str, object]:
+def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:
     """What the evidence for a step depends on, of all that a run may be extended with."""
     config = grown.config
-    return {
+    basis = {
         "ranks": list(config.ranks),
         "scaling": config.scalings[0],
         "learning_rates": list(config.learning_rates),
@@ -54,11 +75,11 @@ def _basis(grown: Prepared) -> dict[str, object]:
         "keep": config.keep,
         "margin": config.margin,
     }
+    return basis | ({"among": list(prepared.config.ranks)} if prepared.config.strategy == "ladder" else {})
 
 
-def _journaled_step(grown: Prepared, journal: Journal, budget: float | None) -> Step | None:
-    basis = _basis(grown)
-    for event in reversed(journal.of("escalation")):
+def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: float | None) -> Step | None:
+    for event in reversed(journal.of(name)):
         if event["basis"] == basis:
             # Another budget is asked again where it was what stopped; what was begun is never taken back.
             stands = event["stopped"] != "budget" or event["budget"] == budget
@@ -66,11 +87,11 @@ def _journaled_step(grown: Prepared, journal: Journal, budget: float | None) -> 
     return None
 
 
-def _take_step(
+def _next_step(
+    prepared: Prepared,
     grown: Prepared,
     directory: RunDirectory,
     journal: Journal,
-    budget: float | None,
     observe: Callable[[Planned | StepReport], None],
     tell: Callable[[str], None],
 ) -> Step:
@@ -85,8 +106,14 @@ def _take_step(
     baseline = validation_baseline(journal)
     chance = baseline.nll if grown.task.is_instruction else math.log(grown.task.outcomes)
     scale = Scale(config.metric, Margin(config.keep, config.margin), baseline, chance)
+    if prepared.config.strategy == "ladder":
+        *smaller, largest = prepared.config.ranks
+        whole = choice.by_rank.get(largest, ())
+        cut = cut_losses(prepared, directory, journal, whole, smaller, config.metric, tell) if whole else {}
+        return ladder.next_step(prepared.config.ranks, cut, evidence, scale)
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
-    room = Room(
+    budget = prepared.config.budget
+    room = escalate.Room(
         largest_rank=max(min(target.d_in, target.d_out) for target in grown.targets),
         costs=list(costs.values()),
         base_bytes=grown.base.bytes,
@@ -94,6 +121,4 @@ def _take_step(
         steps=taken,
         seconds_left=None if budget is None else budget - journal.seconds,
     )
-    step = next_step(evidence, scale, room)
-    journal.append("escalation", basis=_basis(grown), budget=budget, **asdict(step))
-    return step
+    return escalate.next_step(evidence, scale, room)

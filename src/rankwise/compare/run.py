@@ -21,10 +21,9 @@ from safetensors import SafetensorError
 from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RETAINED, RunDirectory, write_json
-from rankwise.compare.escalate import Step, path_text
 from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
-from rankwise.compare.growth import grow
+from rankwise.compare.growth import Grown, grow
 from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
 from rankwise.compare.plan import plan_packs
@@ -141,9 +140,10 @@ def _compare(
         observe(Stage(text, share))
 
     baseline = score_baseline(prepared, directory, journal, tell)
-    steps: list[Step] = []
-    if prepared.config.strategy == "escalate":
-        prepared, steps = grow(prepared, directory, journal, observe, tell)
+    grown = Grown(prepared, None, "")
+    if prepared.config.strategy != "grid":
+        grown = grow(prepared, directory, journal, observe, tell)
+        prepared = grown.prepared
     costs = step_costs(prepared, journal, tell)
     results = train(prepared, directory, journal, costs, observe)
     reporting.settle(results)
@@ -152,7 +152,7 @@ def _compare(
 
     full, notes_on_full = fine_tune_in_full(prepared, directory, journal, tell)
 
-    data, taken, stopped = _test_data(prepared), _taken(prepared, costs), steps[-1].stopped if steps else None
+    data, taken = _test_data(prepared), _taken(prepared, costs)
     retained = prepared.task.retained
     before = None if retained is None else read_stacked(directory, [directory.baseline], RETAINED)
     answers = []
@@ -165,7 +165,7 @@ def _compare(
                 rank: forgotten(before, read_stacked(directory, of_rank, RETAINED), retained.groups)
                 for rank, of_rank in paths.items()
             }
-        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), stopped, forgets))
+        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), grown.stopped, forgets))
     first, *others = answers
     _publish(prepared, directory, journal, choices[0], first.recommendation)
     comparison = RankComparison(
@@ -186,7 +186,7 @@ def _compare(
         adapter=directory.adapter,
         notes=(
             *prepared.notes,
-            *([f"escalation: {path_text(steps)}"] if steps else []),
+            *([grown.path] if grown.path else []),
             *first.notes,
             *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
             *notes_on_full,
@@ -301,11 +301,12 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
     with _memory_told():
         prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
         observe(Stage("timing a few steps of each rank"))
-        costs = {cost.rank: cost for cost in measure_costs(*prepared.cost_arguments)}
+        first = prepared.as_grid(config.first_ranks)
+        costs = {cost.rank: cost for cost in measure_costs(*first.cost_arguments)}
     rungs = prepared.settings.rungs
-    leg = next_leg(config, rungs, {})
+    leg = next_leg(first.config, rungs, {})
     assert leg is not None
-    packs = plan_packs(leg, pack_size(prepared, costs), first=0)
+    packs = plan_packs(leg, pack_size(first, costs), first=0)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
     peak = prepared.base.bytes + max(
         sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs
@@ -329,8 +330,10 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
 def _note_on_start(config: ComparisonConfig) -> list[str]:
     if config.strategy == "grid":
         return []
-    start = " and ".join(map(str, config.ranks))
-    return [f"escalation: these figures are of the ranks to start with, {start}; which follow depends on their results"]
+    start = " and ".join(map(str, config.first_ranks))
+    return [
+        f"strategy {config.strategy}: these figures are of rank {start} to start with; others depend on the results"
+    ]
 
 
 def new_run() -> Path:

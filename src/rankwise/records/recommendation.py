@@ -20,7 +20,7 @@ class Interval:
 Metric: TypeAlias = Literal["nll", "accuracy"]
 Verdict: TypeAlias = Literal["sufficient", "underfits", "unresolved"]
 Status: TypeAlias = Literal["resolved", "unresolved", "not_plateaued", "no_gain"]
-StopReason: TypeAlias = Literal["plateau", "memory", "data", "budget", "noise", "rank limit"]
+StopReason: TypeAlias = Literal["plateau", "memory", "data", "budget", "noise", "rank limit", "no plateau"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Recommendation(Shown):
     was shown to gain anything. Only with the status *resolved* is every smaller rank that was tried known to be too
     small. `margin` is in the unit of `metric` and `keep` the same as a share of the largest rank's gain, each None
     where it cannot be told. `holds_for` says what was trained, `growing` whether the largest rank's lead still grew at
-    the end. `doubling` is None where twice the rank was not compared. `stopped` says why an escalation trained no
-    further rank; None with a grid.
+    the end. `doubling` is None where twice the rank was not compared. `stopped` says why an escalation or a
+    ladder trained no further rank; None with a grid.
     """
 
     status: Status

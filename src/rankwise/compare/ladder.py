@@ -1,0 +1,66 @@
+"""Train the largest rank, cut it to the smaller ones, train those around the knee: which next, or why to stop. Pure.
+
+A cut adapter is a hint: training at its rank mostly does better than cutting to it. So the ranks that the answer is
+about are trained, from the one below the knee on: down while ranks suffice, up while they do not. They are told apart
+as evidence.py says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean
+
+from rankwise.compare.evidence import Evidence, Outcome, Scale, Step, weigh
+
+
+def next_step(
+    ranks: Sequence[int], cut: Mapping[int, float], evidence: Mapping[int, Evidence | None], scale: Scale
+) -> Step:
+    """From the largest rank, cut to the smaller ones, and the ranks trained so far to the next one.
+
+    `ranks` ascend, the largest and at least one more. `cut` are the mean losses on validation of the largest rank's
+    trials, cut to each smaller rank; `evidence` has the largest rank and those trained since, None for a rank without a
+    learning rate at which every seed trains.
+    """
+    *smaller, largest = ranks
+    best = evidence[largest]
+    if best is None:
+        return Step((f"{largest} has no learning rate at which every seed trains",), None, "noise")
+    losses = {rank: cut[rank] - fmean(best.losses) for rank in smaller}
+    found = [_cut_text(largest, losses, best, scale)]
+    outcomes: dict[int, Outcome] = {}
+    for rank in sorted(evidence.keys() & smaller):
+        outcomes[rank], sentence = weigh(rank, largest, evidence, scale)
+        found.append(sentence)
+    lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
+    below = [rank for rank in smaller if rank < lowest]
+    failed = [rank for rank in below if rank in outcomes]
+    left = [rank for rank in below if rank > max(failed, default=0)]
+    if left:
+        rank = left[0] if failed else min(left[-1], _below_the_knee(losses, scale.delta(best)))
+        return Step(tuple(found), rank, None)
+    if failed and outcomes[failed[-1]] == "unclear":
+        return Step(tuple(found), None, "noise")
+    return Step(tuple(found), None, "no plateau" if lowest == largest else "plateau")
+
+
+def _below_the_knee(losses: Mapping[int, float], delta: float) -> int:
+    """The rank below the smallest down to which no cut loses more than `delta`; the smallest where none loses it."""
+    suffice = list(takewhile(lambda rank: losses[rank] <= delta, sorted(losses, reverse=True)))
+    below = [rank for rank in losses if rank not in suffice]
+    return max(below, default=min(losses))
+
+
+def _cut_text(largest: int, losses: Mapping[int, float], best: Evidence, scale: Scale) -> str:
+    """
+    >>> from rankwise.decide.verdict import Margin
+    >>> from rankwise.records import Baseline
+    >>> scale = Scale("nll", Margin(0.95, 0.01), Baseline(accuracy=0.5, nll=0.7), chance=0.7)
+    >>> _cut_text(8, {2: 0.02, 4: 0.001}, Evidence((0.1, 0.2), 0.15, 0.1, False), scale)
+    '8 cut to 4 loses 0.001 nats, to 2 0.02 (margin 0.01)'
+    """
+    first, *others = sorted(losses, reverse=True)
+    more = "".join(f", to {rank} {scale.figure(losses[rank])}" for rank in others)
+    margin = scale.figure(scale.delta(best))
+    return f"{largest} cut to {first} loses {scale.figure(losses[first])} {scale.unit}{more} (margin {margin})"

@@ -1,0 +1,237 @@
+"""Which rank a ladder trains next; the cut adapters' losses; and a run from its start to its answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwise import ComparisonConfig, RankComparison, plan_rank_comparison, run_rank_comparison
+from rankwise.compare.cut import cut
+from rankwise.compare.evidence import Evidence, Scale, Step, path_text
+from rankwise.compare.journal import Journal
+from rankwise.compare.ladder import next_step
+from rankwise.compare.prepare import prepare
+from rankwise.decide.verdict import Margin
+from rankwise.lora.attach import attached
+from rankwise.lora.peft_io import read_adapter
+from rankwise.records import Baseline, Trial
+from rankwise.train.loop import evaluate
+from tests.compare.runs import KilledError, given_costs, journal, numbers
+from tests.data import sentences
+from tests.models import save_model
+
+RANKS = (2, 4, 8, 16, 32)
+SCALE = Scale("nll", Margin(0.95, 0.01), Baseline(accuracy=0.5, nll=0.7), chance=0.7)
+
+
+def of(loss: float, spread: float = 0.0) -> Evidence:
+    return Evidence((loss - spread, loss, loss + spread), loss, loss, rising=False)
+
+
+def walk(
+    cut: Mapping[int, float], trained: Mapping[int, Evidence | None], ranks: Sequence[int] = RANKS
+) -> tuple[list[int], Step, str]:
+    """The ranks in the order in which they are trained after the largest, the last step, and the way in words."""
+    evidence = {ranks[-1]: trained[ranks[-1]]}
+    order: list[int] = []
+    steps = [next_step(ranks, cut, evidence, SCALE)]
+    while (rank := steps[-1].rank) is not None:
+        assert rank not in evidence
+        order.append(rank)
+        evidence = dict(sorted((evidence | {rank: trained[rank]}).items()))
+        steps.append(next_step(ranks, cut, evidence, SCALE))
+    return order, steps[-1], path_text(steps)
+
+
+def losses(*of_ranks: float) -> dict[int, Evidence | None]:
+    """One loss a rank, with a little chance at all of them but the largest."""
+    return {rank: of(loss, 0.0001 * (32 - rank)) for rank, loss in zip(RANKS, of_ranks, strict=True)}
+
+
+def test_the_two_ranks_around_the_knee_are_trained_where_the_cut_is_right() -> None:
+    order, last, path = walk({2: 0.6, 4: 0.5, 8: 0.405, 16: 0.401}, losses(0.6, 0.5, 0.402, 0.4, 0.4))
+    assert (order, last.stopped) == ([4, 8], "plateau")
+    assert path == (
+        "32 cut to 16 loses 0.001 nats, to 8 0.005, to 4 0.1, to 2 0.2 (margin 0.01) → "
+        "4 loses 0.1 nats to 32 (margin 0.01): it underfits → 8 and 32 agree (0.002 nats, margin 0.01) → stop: plateau"
+    )
+
+
+def test_training_does_better_than_cutting_so_it_goes_down_first() -> None:
+    order, last, _ = walk({2: 0.6, 4: 0.5, 8: 0.45, 16: 0.401}, losses(0.6, 0.402, 0.402, 0.4, 0.4))
+    assert (order, last.stopped) == ([8, 4, 2], "plateau")
+
+
+def test_it_climbs_where_cutting_did_better_than_training() -> None:
+    order, last, _ = walk({2: 0.41, 4: 0.4, 8: 0.4, 16: 0.4}, losses(0.6, 0.6, 0.6, 0.402, 0.4))
+    assert (order, last.stopped) == ([2, 4, 8, 16], "plateau")
+
+
+def test_where_every_rank_loses_there_is_no_plateau() -> None:
+    order, last, _ = walk({2: 0.6, 4: 0.6, 8: 0.6, 16: 0.6}, losses(0.6, 0.6, 0.6, 0.6, 0.4))
+    assert (order, last.stopped) == ([16], "no plateau")
+
+
+def test_where_the_smallest_suffices_it_alone_is_trained() -> None:
+    order, last, _ = walk({2: 0.4, 4: 0.4, 8: 0.4, 16: 0.4}, losses(0.402, 0.4, 0.4, 0.4, 0.4))
+    assert (order, last.stopped) == ([2], "plateau")
+
+
+def test_a_rank_that_cannot_be_told_apart_is_noise_and_the_next_larger_is_trained() -> None:
+    trained = losses(0.6, 0.5, 0.402, 0.4, 0.4) | {4: of(0.41, spread=0.1)}
+    order, last, _ = walk({2: 0.6, 4: 0.5, 8: 0.405, 16: 0.401}, trained)
+    assert (order, last.stopped) == ([4, 8], "noise")
+
+
+def test_without_the_largest_rank_there_is_nothing_to_cut() -> None:
+    step = next_step(RANKS, {}, {32: None}, SCALE)
+    assert step == Step(("32 has no learning rate at which every seed trains",), None, "noise")
+
+
+@given(seed=st.integers(0, 10**6), spread=st.sampled_from([1e-4, 0.01, 0.3]), count=st.integers(2, 6))
+def test_every_ladder_ends_and_stands_between_two_neighbours(seed: int, spread: float, count: int) -> None:
+    drawn = random.Random(seed)
+    ranks = [2**number for number in range(count)]
+    trained: dict[int, Evidence | None] = {
+        rank: Evidence(tuple(drawn.gauss(0.4 + drawn.random() / rank, spread) for _ in range(3)), 0.4, 0.4, False)
+        for rank in ranks
+    }
+    order, last, path = walk({rank: 0.4 + drawn.random() / rank for rank in ranks[:-1]}, trained, ranks)
+    assert last.stopped in ("plateau", "no plateau", "noise")
+    assert path.endswith(f"stop: {last.stopped}")
+    # What was trained, with the largest, has no gap but one: above the ranks around the knee.
+    positions = sorted(ranks.index(rank) for rank in order)
+    assert positions == list(range(positions[0], positions[-1] + 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def costs() -> Iterator[None]:
+    with given_costs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
+    """Its ranks are alike by a margin that nothing exceeds, so the smallest is trained after the largest."""
+    return ComparisonConfig(
+        model=str(save_model(tmp_path_factory.mktemp("model") / "bert", "bert")),
+        train=sentences(160, seed=1),
+        validation=sentences(40, seed=2),
+        test=sentences(60, seed=3),
+        text="sentence",
+        strategy="ladder",
+        ranks=(1, 2, 4),
+        alpha=8.0,
+        learning_rates=(1e-3, 5e-3),
+        seeds=2,
+        steps=8,
+        batch_size=8,
+        max_length=48,
+        evaluations=2,
+        margin=5.0,
+        dtype="float32",
+        device="cpu",
+        keep_leaked=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) -> RankComparison:
+    return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_run_trains_the_largest_and_those_around_the_knee(finished: RankComparison) -> None:
+    assert [experiment.rank for experiment in finished.experiments] == [1, 4]
+    assert finished.recommendation.stopped == "plateau"
+    (path,) = [note for note in finished.notes if note.startswith("ladder: ")]
+    assert path.startswith("ladder: 4 cut to 2 loses ")
+    assert [(step["basis"]["ranks"], step["rank"]) for step in journal(finished.run, "ladder")] == [
+        ([4], 1),
+        ([1, 4], None),
+    ]
+    assert "scored" not in [event["event"] for event in Journal(finished.run / "journal.jsonl").events][:-3]
+
+
+def test_a_cut_trial_is_the_nearest_update_of_its_rank(finished: RankComparison, config: ComparisonConfig) -> None:
+    """Against a dense SVD of the update, at another scaling, and the journal's losses against the cut one's."""
+    prepared = prepare(config, lambda text, share=None: None)
+    (event,) = journal(finished.run, "cut")
+    nlls = []
+    for seed, name in zip(config.seed_numbers, event["trials"], strict=True):
+        adapter = read_adapter(finished.run / "trials" / name / "adapter", prepared.base, prepared.targets)
+        rate = next(one.learning_rate for one in finished.experiments if one.rank == 4)
+        whole, to = (config.trial(rank, rate, seed) for rank in (4, 2))
+        smaller = cut(adapter.state, prepared.targets, whole, to)
+        for target in prepared.targets:
+            expected = update(adapter.state, target.name, whole)
+            u, values, vt = torch.linalg.svd(expected, full_matrices=False)
+            nearest = (u[:, :2] * values[:2]) @ vt[:2]
+            torch.testing.assert_close(update(smaller, target.name, to), nearest, rtol=1e-4, atol=1e-6)
+        with attached(prepared.base, [to], prepared.targets) as pack:
+            pack.load(0, smaller)
+            nlls.append(evaluate(prepared.base, 1, prepared.task, 8)[0].nll)
+    assert event["nll"][event["ranks"].index(2)] == pytest.approx(sum(nlls) / 2, rel=1e-5)
+
+
+def update(state: Mapping[str, torch.Tensor], name: str, trial: Trial) -> torch.Tensor:
+    return trial.scaling * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+
+
+def test_a_cut_wider_than_a_layer_is_filled_with_zeros(config: ComparisonConfig) -> None:
+    prepared = prepare(config, lambda text, share=None: None)
+    target = min(prepared.targets, key=lambda target: min(target.d_in, target.d_out))
+    width = min(target.d_in, target.d_out)
+    whole, to = config.trial(2 * width + 2, 1e-3, 0), config.trial(width + 2, 1e-3, 0)
+    state = {
+        f"{target.name}.lora_A.weight": torch.randn(whole.rank, target.d_in),
+        f"{target.name}.lora_B.weight": torch.randn(target.d_out, whole.rank),
+    }
+    smaller = cut(state, [target], whole, to)
+    assert smaller[f"{target.name}.lora_A.weight"].shape == (to.rank, target.d_in)
+    torch.testing.assert_close(
+        update(smaller, target.name, to), update(state, target.name, whole), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_killed_anywhere_a_run_ends_with_the_same_numbers(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the cut was scored, after a step, and after the last one."""
+    run = tmp_path / "run"
+    append = Journal.append
+    for kind, wanted in (("cut", 1), ("ladder", 1), ("ladder", 2)):
+
+        def kill(self: Journal, event: str, kind: str = kind, wanted: int = wanted, **values: Any) -> None:
+            append(self, event, **values)
+            if event == kind and len(self.of(kind)) == wanted:
+                raise KilledError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "append", kill)
+            with pytest.raises(KilledError):
+                run_rank_comparison(config, run=run, resume=run.exists())
+    run_rank_comparison(config, run=run, resume=True)
+    assert numbers(run) == numbers(finished.run)
+    assert len(journal(run, "cut")) == 1
+
+
+def test_more_seeds_and_ranks_extend_it(finished: RankComparison, config: ComparisonConfig, tmp_path: Path) -> None:
+    small = replace(config, learning_rates=(1e-3,))
+    run_rank_comparison(small, run=tmp_path / "run")
+    grown = run_rank_comparison(replace(small, seeds=3, ranks=(1, 2, 4, 8)), run=tmp_path / "run", resume=True)
+    assert [experiment.rank for experiment in grown.experiments] == [1, 8]
+    assert {experiment.seeds for experiment in grown.experiments} == {3}
+
+
+def test_a_plan_is_that_of_the_largest_rank(config: ComparisonConfig) -> None:
+    plan = plan_rank_comparison(config)
+    assert plan.trials == 4
+    assert any("of rank 4 to start with" in note for note in plan.notes)
