@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -58,6 +58,13 @@ class Sizes:
 
 def frozen_transformer(seed: int, labels: int = LABELS) -> BaseModel:
     """A one-layer BERT with random weights, loaded as any model is: with another number of labels its head is new."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_transformer(Path(directory), seed)
+        return load_base(directory, num_labels=labels, dtype="float32", device="cpu")
+
+
+def save_transformer(directory: Path, seed: int) -> None:
+    """The same as a directory; its tokenizer knows the words t1, t2, …"""
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=_HIDDEN,
@@ -68,18 +75,18 @@ def frozen_transformer(seed: int, labels: int = LABELS) -> BaseModel:
         num_labels=LABELS,
         initializer_range=1 / math.sqrt(_HIDDEN),
     )
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), tempfile.TemporaryDirectory() as directory:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
         model.bert.embeddings.position_embeddings.weight.zero_()
         model.bert.embeddings.token_type_embeddings.weight.zero_()
         model.classifier.weight.mul_(_HEAD_SCALE)
         config.save_pretrained(directory)
-        save_file(model.state_dict(), Path(directory, "model.safetensors"), {"format": "pt"})
-        vocabulary = {"[PAD]": 0} | {f"token {number}": number for number in range(1, VOCABULARY)}
+        save_file(model.state_dict(), directory / "model.safetensors", {"format": "pt"})
+        vocabulary = {"[PAD]": 0} | {f"t{number}": number for number in range(1, VOCABULARY)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(directory)
-        return load_base(directory, num_labels=labels, dtype="float32", device="cpu")
 
 
 def headless(base: BaseModel) -> BaseModel:

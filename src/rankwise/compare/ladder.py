@@ -38,18 +38,23 @@ def next_step(
     failed = [rank for rank in below if rank in outcomes]
     left = [rank for rank in below if rank > max(failed, default=0)]
     if left:
-        rank = left[0] if failed else min(left[-1], _below_the_knee(losses, scale.delta(best)))
+        start = max((rank for rank in smaller if rank < knee(ranks, losses, scale.delta(best))), default=smaller[0])
+        rank = left[0] if failed else min(left[-1], start)
         return Step(tuple(found), rank, None)
     if failed and outcomes[failed[-1]] == "unclear":
         return Step(tuple(found), None, "noise")
     return Step(tuple(found), None, "no plateau" if lowest == largest else "plateau")
 
 
-def _below_the_knee(losses: Mapping[int, float], delta: float) -> int:
-    """The rank below the smallest down to which no cut loses more than `delta`; the smallest where none loses it."""
-    suffice = list(takewhile(lambda rank: losses[rank] <= delta, sorted(losses, reverse=True)))
-    below = [rank for rank in losses if rank not in suffice]
-    return max(below, default=min(losses))
+def knee(ranks: Sequence[int], losses: Mapping[int, float], delta: float) -> int:
+    """The smallest of ascending ranks down to which no cut loses more than `delta` to the largest.
+
+    >>> knee((2, 4, 8), {2: 0.03, 4: 0.01}, 0.02), knee((2, 4, 8), {2: 0.01, 4: 0.03}, 0.02)
+    (4, 8)
+    """
+    *smaller, largest = ranks
+    suffice = [largest, *takewhile(lambda rank: losses[rank] <= delta, reversed(smaller))]
+    return suffice[-1]
 
 
 def _cut_text(largest: int, losses: Mapping[int, float], best: Evidence, scale: Scale) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rankwise.base.load import BaseModel
+from rankwise.base.load import BaseModel, position_limit
 from rankwise.base.shapes import LinearLayer
 
 
@@ -16,7 +16,7 @@ def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
     DeBERTa projects its relative positions once for the whole batch, Longformer and XLNet put the
     positions first. There a layer cannot tell whose rows it sees, and a pack must be one trial.
     """
-    rows, length = 3, 7
+    rows, length = 8, min(7, position_limit(base) or 7)
     shapes: list[torch.Size] = []
     names = [*(target.name for target in targets), *base.trained_modules]
     hooks = [
