@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.records.comparison import AccuracyOf
 from rankwise.records.plain import plain
+from rankwise.records.recommendation import Interval
 from rankwise.records.shown import Shown
 
 
@@ -101,10 +103,31 @@ class ResizedModule:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What an adapter makes of test examples before and after it was made smaller.
+
+    NLL is in nats per example, or per learned token; `accuracy_of` says what accuracies are shares of. Each change is
+    the mean over examples of after - before, with its limits at 95 %: of NLL positive is worse, of accuracy better.
+    `notes` say what preparing the data changed.
+    """
+
+    examples: int
+    accuracy_of: AccuracyOf
+    nll_before: float
+    nll: float
+    nll_change: Interval
+    accuracy_before: float
+    accuracy: float
+    accuracy_change: Interval
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ResizedAdapter(Shown):
     """An adapter of lower rank, the nearest there is to `source`; every module's scaling is as it was.
 
     `energy` is the share that was kept of all updates' squared Frobenius norms. Parameters are those of A and B.
+    `measured` is None where no test data were given.
     """
 
     source: Path
@@ -113,6 +136,7 @@ class ResizedAdapter(Shown):
     params_before: int
     params: int
     modules: tuple[ResizedModule, ...]
+    measured: Measured | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return _document(self)
