@@ -31,6 +31,7 @@ from rankwise.records.recommendation import (
 )
 from rankwise.records.spectrum import (
     AdapterSpectrum,
+    Gap,
     GroupSpectrum,
     Measured,
     ModuleSpectrum,
@@ -48,6 +49,7 @@ __all__ = [
     "Doubling",
     "Evaluation",
     "FullFineTuning",
+    "Gap",
     "GroupSpectrum",
     "Guard",
     "Interval",

@@ -14,6 +14,14 @@ from rankwise.records.shown import Shown
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Singular values fall by `factor` after the first `rank` of them: σ_rank / σ_rank+1, the largest such ratio."""
+
+    rank: int
+    factor: float
+
+
+@dataclass(frozen=True)
 class ModuleSpectrum:
     """One module's update ΔW = scaling · B·A.
 
@@ -21,7 +29,7 @@ class ModuleSpectrum:
     (of ΔW's squared Frobenius norm) that the best update of rank k keeps, from k = 0 on; 1 throughout where ΔW is 0.
     `stable_rank` is the sum of the squares over the largest of them (Rudelson & Vershynin 2007), `entropy_rank` the
     exponential of the entropy of the values over their sum (Roy & Vetterli 2007); both 0 where ΔW is 0. `used` is the
-    share of the nominal rank that 99 % of the energy takes.
+    share of the nominal rank that 99 % of the energy takes. `gap` is None where no value is three times the next one.
     """
 
     name: str
@@ -37,6 +45,7 @@ class ModuleSpectrum:
     stable_rank: float
     entropy_rank: float
     used: float
+    gap: Gap | None
 
     @property
     def norm_squared(self) -> float:
@@ -49,7 +58,8 @@ class GroupSpectrum:
 
     `energy[k]` is what is kept of all their updates if each is cut to rank k, and `rank_90` … the smallest such k that
     keeps 90 % of it, and so on. `stable_rank` and `entropy_rank` are means over the modules, `used` the share of
-    their nominal ranks, added up, that 99 % of each one's own energy takes.
+    their nominal ranks, added up, that 99 % of each one's own energy takes. `gaps` are the ranks after which modules
+    have a gap, one for each that has any, in order.
     """
 
     name: str
@@ -63,6 +73,7 @@ class GroupSpectrum:
     rank_95: int
     rank_99: int
     used: float
+    gaps: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,23 @@ from rankwise.report.sheet import Heading, Sheet
 from rankwise.report.terminal import terminal_table
 from rankwise.report.text import DASH, isolated, nll_text, share_text
 
-_SPECTRUM = ("modules", "rank", "stable\nrank", "entropy\nrank", "r at\n90 %", "r at\n95 %", "r at\n99 %")
+_SPECTRUM = (
+    "modules",
+    "rank",
+    "stable\nrank",
+    "entropy\nrank",
+    "r at\n90 %",
+    "r at\n95 %",
+    "r at\n99 %",
+    "used",
+    "gap\nafter",
+)
 _RESIZED = ("modules", "rank\nbefore", "rank", "energy\nkept")
 
 
 def spectrum_sheet(spectrum: AdapterSpectrum) -> Sheet:
     """A row for each kind of projection and one for all; below, what the figures are and whether alpha looks chosen."""
-    headings = [Heading("projection", "left"), *map(Heading, (*_SPECTRUM, "used"))]
+    headings = [Heading("projection", "left"), *map(Heading, _SPECTRUM)]
     rows = [_spectrum_row(group) for group in (*spectrum.kinds, spectrum.overall)]
     return Sheet(isolated(str(spectrum.adapter)), headings, rows, list(_spectrum_lines(spectrum)))
 
@@ -92,7 +102,15 @@ def _spectrum_row(group: GroupSpectrum) -> list[str]:
         f"{group.entropy_rank:.1f}",
         *map(str, ranks),
         share_text(group.used),
+        _gaps(group),
     ]
+
+
+def _gaps(group: GroupSpectrum) -> str:
+    if not group.gaps:
+        return DASH
+    span = _span(group.gaps[0], group.gaps[-1])
+    return span if len(group.gaps) == group.modules else f"{span} ({len(group.gaps)} of {group.modules})"
 
 
 def _resized_row(name: str, modules: Sequence[ResizedModule], energy: float | None = None) -> list[str]:
@@ -130,4 +148,5 @@ def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
     yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
     yield "r at 90 %: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
     yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
+    yield "Gap after: the rank after which singular values fall to a third or less, where they do anywhere."
     yield "Energy is no quality: evaluate a smaller adapter before you rely on it."
