@@ -16,7 +16,7 @@ from scipy import stats
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rankwise import UserError, resize_adapter
+from rankwise import RunError, UserError, resize_adapter
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.lora.peft_files import find_adapter
@@ -221,3 +221,20 @@ def test_figures_are_shown_and_are_json(tmp_path: Path) -> None:
     shown = made._repr_markdown_()
     assert "40 test examples" in shown
     assert "evaluate the adapter" not in shown
+
+
+def test_a_run_on_its_own_pairs_asks_for_the_column_of_the_second_text(tmp_path: Path) -> None:
+    adapter = classifier(tmp_path).rename(tmp_path / "adapter")
+    config = ComparisonConfig(task="docmatch", model=str(tmp_path / "base"), max_length=64)
+    described = {"config": config.to_dict(), "data": {"labels": ["no", "yes"]}, "model": {"revision": None}}
+    (tmp_path / "comparison.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="trained on pairs of texts: name the column of the second with --text-pair"):
+        resize_adapter(adapter, tmp_path / "out", rank=1, test=TEST, text="sentence")
+    pairs = TEST.assign(other="one")
+    measured = resize_adapter(
+        adapter, tmp_path / "out", rank=1, test=pairs, text="sentence", text_pair="other"
+    ).measured
+    assert measured is not None
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(RunError, match="is damaged"):
+        resize_adapter(adapter, tmp_path / "new", rank=1, test=TEST)
