@@ -30,6 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},
     "spectrum": {"lora"},
+    "spectrum.adapter": set(),  # which `compare` stands on
+    "spectrum.subject": {"compare.config", "compare.prepare", "tasks", "lora", "base"},
+    "spectrum.measure": {"spectrum.subject", "train", "tasks", "base", "decide"},
+    "spectrum.resize": {"spectrum", "lora", "tasks"},
     "spectrum.probe": {"train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rankwise.cli.main import main
+from tests.data import sentences
 from tests.export.runs import made_run
-from tests.spectrum.adapters import reconfigure
+from tests.spectrum.adapters import classifier, reconfigure
 
 
 @pytest.fixture
@@ -78,6 +79,25 @@ def test_resize_writes_an_adapter_that_can_be_inspected(
     assert ranks == [module["rank"] for module in resized["modules"]]
 
 
+def test_resize_shows_what_it_changes_on_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    adapter = classifier(tmp_path)
+    sentences(40).to_csv("test.csv", index=False)
+    how = ("--rank", "1", "--test", "test.csv", "--text", "sentence", "--max-length", "48", "--model", "base")
+    assert rankwise(monkeypatch, "resize", str(adapter), "--out", "one", *how) == 0
+    printed = capsys.readouterr()
+    assert "on 40 test examples" in printed.err
+    (nll,) = [line.split() for line in printed.out.splitlines() if line.startswith("NLL  ")]
+    assert rankwise(monkeypatch, "resize", str(adapter), "--out", "other", *how, "--json") == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert nll[1:3] == [f"{measured['nll_before']:.3f}", f"{measured['nll']:.3f}"]
+    assert nll[3] == f"{measured['nll_change']['mean']:+.4f}".replace("-", "−")
+    assert nll[5] == "to"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -86,6 +106,10 @@ def test_resize_writes_an_adapter_that_can_be_inspected(
         (("resize", "a run", "--rank", "4", "--out", "a run"), "a run exists already"),
         (("resize", "a run", "--out", "x"), "needs a rank or a share"),
         (("resize", "a run", "--rank", "4"), "--out"),
+        (
+            ("resize", "a run", "--rank", "4", "--out", "x", "--text-pair", "b"),
+            "text-pair says how test data are scored",
+        ),
     ],
 )
 @pytest.mark.usefixtures("run")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from rankwise.decide.interval import crossed_interval, over_seeds
+from rankwise.decide.interval import crossed_interval, over_examples, over_seeds
 from rankwise.records import Interval
 
 # Eighths, so that a shift or a scale by a power of two rounds nothing.
@@ -185,3 +185,22 @@ def test_over_seeds_alone_the_limits_are_student_s(values: np.ndarray, confidenc
 def test_over_seeds_that_do_not_vary_there_are_no_limits(values: list[float]) -> None:
     interval = over_seeds(np.array(values), confidence=0.9)
     assert (interval.low, interval.high) == (None, None)
+
+
+@given(arrays(np.float64, st.integers(2, 12), elements=eighths), st.floats(0.5, 0.99))
+def test_over_examples_is_the_ordinary_t_interval(values: np.ndarray, confidence: float) -> None:
+    expected = t_interval(values, confidence)
+    assert limits(over_examples(values, confidence=confidence)) == pytest.approx(expected, abs=1e-10)
+
+
+@given(crossed_scores)
+def test_over_clusters_of_one_adapter_is_what_seeds_that_agree_leave(scores: np.ndarray) -> None:
+    groups = np.arange(scores.shape[1]) // 2 * 3
+    assume(np.ptp(scores[0]) > 0 and groups.any())
+    crossed = crossed_interval(np.tile(scores[0], (2, 1)), groups=groups)
+    assert limits(over_examples(scores[0], groups=groups)) == pytest.approx(limits(crossed), abs=1e-10)
+
+
+def test_over_examples_has_no_limits_where_nothing_varies() -> None:
+    assert over_examples(np.full(9, 0.25)) == Interval(0.25, None, None)
+    assert over_examples(np.array([0.25, 0.75]), groups=np.array([4, 4])) == Interval(0.5, None, None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tests.lora.packs import LABELS, some_batch
-from tests.models import load_peft_model, peft_model, tiny_config
+from tests.models import load_peft_model, peft_model, save_model, tiny_config
 
 
 def tiny_model(architecture: str) -> PreTrainedModel:
@@ -29,7 +29,12 @@ def tiny_model(architecture: str) -> PreTrainedModel:
 
 def saved_adapter(directory: Path, architecture: str = "llama", **settings: Any) -> PeftModel:
     """Write an adapter as somebody's training leaves it; returns the model that has it."""
-    model = peft_model(tiny_model(architecture), **{"target_modules": "all-linear", "r": 6} | settings)
+    return saved_adapter_of(tiny_model(architecture), directory, **{"target_modules": "all-linear", "r": 6} | settings)
+
+
+def saved_adapter_of(base: PreTrainedModel, directory: Path, **settings: Any) -> PeftModel:
+    """The same of any model, which is changed in place."""
+    model = peft_model(base, **settings)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,6 +44,16 @@ def saved_adapter(directory: Path, architecture: str = "llama", **settings: Any)
         warnings.filterwarnings("ignore", "Setting `save_embedding_layers`")
         model.save_pretrained(str(directory))
     return model.eval()
+
+
+def classifier(directory: Path, architecture: str = "llama", labels: int = 2, **settings: Any) -> Path:
+    """A base model in `base`, and an adapter of it in `it`."""
+    save_model(directory / "base", architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(directory / "base", num_labels=labels)
+    saved_adapter_of(model, directory / "it", **{"target_modules": "all-linear", "r": 6} | settings)
+    return directory / "it"
 
 
 def logits(model: PeftModel) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rankwise.spectrum.adapter import (
     energy_by_rank,
     entropy_rank,
+    largest_drop,
     rank_for,
     singular_values,
     stable_rank,
@@ -94,3 +95,20 @@ def test_the_rank_for_a_share_is_the_smallest_that_keeps_it(many: list[tuple[Ten
     kept = [sum(float(torch.linalg.norm(c[1] @ c[0])) ** 2 for c in cut if c is not None) for cut in cuts]
     assert kept[rank] >= (share - 1e-9) * whole
     assert rank == 0 or kept[rank - 1] < (share + 1e-9) * whole
+
+
+@given(
+    st.integers(1, 7), st.floats(1.5, 100), st.floats(1e-3, 1e3), st.lists(st.floats(1.0, 1.2), min_size=7, max_size=7)
+)
+def test_the_largest_drop_is_where_it_was_put(rank: int, factor: float, size: float, others: list[float]) -> None:
+    ratios = [*others[: rank - 1], factor, *others[rank:]]
+    values = size / np.cumprod([1.0, *ratios])
+    after, found = largest_drop(torch.from_numpy(values))
+    assert (after, found) == (rank, pytest.approx(factor))
+
+
+def test_drops_within_rounding_are_none() -> None:
+    assert largest_drop(torch.tensor([2.0, 1.0, 1e-9, 1e-15, 0.0]).double()) == (2, pytest.approx(0.5e6))
+    assert largest_drop(torch.tensor([1.0, 1.0]).double()) == (1, 1.0)
+    assert largest_drop(torch.tensor([1.0]).double()) == (0, 1.0)
+    assert largest_drop(torch.zeros(3).double()) == (0, 1.0)

@@ -79,6 +79,7 @@ def test_a_rank_that_is_in_the_weights_shows(planted: int, tmp_path: Path) -> No
     assert spectrum.overall.used == pytest.approx(planted / 6)
     assert spectrum.overall.entropy_rank == pytest.approx(planted, rel=1e-4)
     assert spectrum.overall.stable_rank == pytest.approx(planted, rel=1e-4)
+    assert spectrum.overall.gaps == (planted,) * 14
 
 
 def test_an_adapter_that_was_never_trained_uses_no_rank(tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_an_adapter_that_was_never_trained_uses_no_rank(tmp_path: Path) -> None:
     rewrite(tmp_path, {name: 0 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()})
     overall = inspect_adapter(tmp_path).overall
     assert (overall.stable_rank, overall.entropy_rank, overall.used, overall.rank_99) == (0, 0, 0, 0)
+    assert overall.gaps == ()
     assert set(overall.energy) == {1}
 
 

@@ -23,18 +23,57 @@ def resize(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="With --energy: the smallest rank for each module by itself.")
     ] = False,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Score both adapters on these data, which training did not see.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --test: the base model, where the adapter names another place.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --test: column of the text.", show_default=False)
+    ] = None,
+    text_pair: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --test: column of the second text.", show_default=False)
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --test: column of the label.", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="With --test: cut examples to this many tokens.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
     """Write the adapter of lower rank that is nearest to a trained one, in PEFT's format.
 
-    How near is in the weights, not in the task: evaluate it before you rely on it.
+    How near is in the weights, not in the task: --test measures both on data. An adapter in a run directory knows its
+    model and columns.
 
     rankwise resize runs/demo --energy 0.95 --out runs/demo-smaller
     """
     from rankwise.cli.output import print_json
+    from rankwise.cli.progress import watched
+    from rankwise.compare.run import Stage
     from rankwise.spectrum.resize import resize_adapter
 
-    resized = resize_adapter(adapter, out, rank=rank, energy=energy, per_layer=per_layer)
+    with watched() as observe:
+        resized = resize_adapter(
+            adapter,
+            out,
+            rank=rank,
+            energy=energy,
+            per_layer=per_layer,
+            test=test,
+            model=model,
+            text=text,
+            text_pair=text_pair,
+            label=label,
+            max_length=max_length,
+            tell=lambda text: observe(Stage(text)),
+        )
     if json:
         print_json(resized.to_dict())
         return

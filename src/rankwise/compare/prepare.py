@@ -94,25 +94,12 @@ class Tell(Protocol):
 
 
 def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
-    model = str(ensure_embedded_lm(tell)) if config.model == EMBEDDED_LM else config.model
+    model = model_of(config, tell)
     tell("reading data")
     tokenizer = load_tokenizer(model, trust_remote_code=config.trust_remote_code)
     task = _load_task(config, tokenizer)
     tell("loading the base model")
-    base = load_base(
-        model,
-        num_labels=None if task.is_instruction else len(task.labels),
-        dtype=config.dtype,
-        device=config.device,
-        quantize=config.quantize,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if base.device.type == "cpu":
-        keep_freed_memory()
-    limit = position_limit(base)
-    if limit is not None and config.max_length > limit:
-        raise UserError(f"max-length: {config.max_length} is more than the {limit} positions that {config.model} has")
-    _check_tokens(base, task)
+    base = base_for(config, model, task)
     if config.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
         raise UserError(f"gradient-checkpointing: {config.model} cannot recompute activations; leave it out")
     if not base.causal:
@@ -134,6 +121,30 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
         checkpointing=config.gradient_checkpointing,
     )
     return Prepared(config, base, task, targets, settings, packable(base, targets))
+
+
+def model_of(config: ComparisonConfig, tell: Tell) -> str:
+    """The base model as `load_base` knows it; the embedded language model is made where it is not there yet."""
+    return str(ensure_embedded_lm(tell)) if config.model == EMBEDDED_LM else config.model
+
+
+def base_for(config: ComparisonConfig, model: str, task: Task) -> BaseModel:
+    """Load the base model for a task. Raises `UserError` where the task's texts are too long for it, or not its own."""
+    base = load_base(
+        model,
+        num_labels=None if task.is_instruction else len(task.labels),
+        dtype=config.dtype,
+        device=config.device,
+        quantize=config.quantize,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if base.device.type == "cpu":
+        keep_freed_memory()
+    limit = position_limit(base)
+    if limit is not None and config.max_length > limit:
+        raise UserError(f"max-length: {config.max_length} is more than the {limit} positions that {config.model} has")
+    _check_tokens(base, task)
+    return base
 
 
 def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
-from rankwise.tasks.task import Task
 from rankwise.train.cost import StepCost, measure_costs
 from rankwise.train.loop import StepReport
 
@@ -173,7 +171,7 @@ def _compare(
         model=prepared.config.model,
         base=prepared.base.stored_as,
         task=prepared.task.name,
-        accuracy_of=_accuracy_of(prepared.task),
+        accuracy_of=prepared.task.accuracy_of,
         experiments=tuple(row for one in answers for row in one.experiments),
         baseline=Baseline(
             accuracy=float(baseline.correct.mean(dtype=np.float64)),
@@ -202,14 +200,6 @@ def _compare(
 
 def _test_data(prepared: Prepared) -> TestData:
     return TestData(prepared.task.test.labels, len(prepared.task.labels), prepared.task.test.groups)
-
-
-def _accuracy_of(task: Task) -> Literal["examples", "tokens", "completions", "choices"]:
-    if not task.is_instruction:
-        return "examples"
-    if task.test.rivals is not None:
-        return "choices"
-    return "completions" if task.exact else "tokens"
 
 
 def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:

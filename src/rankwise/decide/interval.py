@@ -79,6 +79,34 @@ def over_seeds(values: Float[np.ndarray, " seeds"], *, confidence: float) -> Int
     return Interval(mean, mean - half_width, mean + half_width)
 
 
+def over_examples(
+    values: Float[np.ndarray, " examples"],
+    *,
+    groups: Int[np.ndarray, " examples"] | None = None,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean of one value an example and its two-sided limits by Student's t; none where the values do not vary.
+
+    For one adapter alone, where nothing is known of other seeds. With `groups`, as in `crossed_interval`, the variance
+    is the cluster-robust one; no limits from one cluster.
+    """
+    mean = float(values.mean(dtype=np.float64))
+    sums = _cluster_sums(values.astype(np.float64) - mean, groups)
+    if np.ptp(values) == 0 or len(sums) == 1:
+        return Interval(mean, None, None)
+    error = math.sqrt(float(sums @ sums) * len(sums) / (len(sums) - 1)) / len(values)
+    half_width = float(stdtrit(len(sums) - 1, (1 + confidence) / 2)) * error
+    return Interval(mean, mean - half_width, mean + half_width)
+
+
+def _cluster_sums(
+    effects: Float[np.ndarray, " examples"], groups: Int[np.ndarray, " examples"] | None
+) -> Float[np.ndarray, " clusters"]:
+    if groups is None:
+        return effects
+    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=effects)
+
+
 def crossed_mean(
     scores: Float[np.ndarray, "seeds examples"], *, groups: Int[np.ndarray, " examples"] | None = None
 ) -> CrossedMean:
@@ -95,9 +123,7 @@ def crossed_mean(
     centre = float(deviations.mean())
     seed_effects = deviations.mean(axis=1) - centre
     example_effects = deviations.mean(axis=0) - centre
-    cluster_sums = example_effects
-    if groups is not None:
-        cluster_sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=example_effects)
+    cluster_sums = _cluster_sums(example_effects, groups)
     clusters = len(cluster_sums)
     if seeds == 1 or clusters == 1:
         return CrossedMean(origin + centre, seeds, examples, clusters, None, None, None)

@@ -1,6 +1,13 @@
 """Frozen records that cross every border of the house; no torch, no logic beyond arithmetic."""
 
-from rankwise.records.comparison import Baseline, ComparisonPlan, FullFineTuning, RankComparison, RankExperiment
+from rankwise.records.comparison import (
+    AccuracyOf,
+    Baseline,
+    ComparisonPlan,
+    FullFineTuning,
+    RankComparison,
+    RankExperiment,
+)
 from rankwise.records.estimate import (
     Calibration,
     LayerGroup,
@@ -22,10 +29,19 @@ from rankwise.records.recommendation import (
     StopReason,
     Verdict,
 )
-from rankwise.records.spectrum import AdapterSpectrum, GroupSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
+from rankwise.records.spectrum import (
+    AdapterSpectrum,
+    Gap,
+    GroupSpectrum,
+    Measured,
+    ModuleSpectrum,
+    ResizedAdapter,
+    ResizedModule,
+)
 from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus, scaling_of
 
 __all__ = [
+    "AccuracyOf",
     "AdapterSpectrum",
     "Baseline",
     "Calibration",
@@ -33,10 +49,12 @@ __all__ = [
     "Doubling",
     "Evaluation",
     "FullFineTuning",
+    "Gap",
     "GroupSpectrum",
     "Guard",
     "Interval",
     "LayerGroup",
+    "Measured",
     "MemoryEstimate",
     "MemoryParts",
     "Metric",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rankwise.records.plain import plain, record_of
 from rankwise.records.recommendation import Recommendation, Verdict
@@ -14,6 +14,8 @@ from rankwise.records.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+AccuracyOf: TypeAlias = Literal["examples", "tokens", "completions", "choices"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class RankComparison(Shown):
     run: Path
     model: str
     task: str
-    accuracy_of: Literal["examples", "tokens", "completions", "choices"]
+    accuracy_of: AccuracyOf
     experiments: tuple[RankExperiment, ...]
     baseline: Baseline
     recommendation: Recommendation

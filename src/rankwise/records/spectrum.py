@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.records.comparison import AccuracyOf
 from rankwise.records.plain import plain
+from rankwise.records.recommendation import Interval
 from rankwise.records.shown import Shown
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Singular values fall by `factor` after the first `rank` of them: σ_rank / σ_rank+1, the largest such ratio."""
+
+    rank: int
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,7 @@ class ModuleSpectrum:
     (of ΔW's squared Frobenius norm) that the best update of rank k keeps, from k = 0 on; 1 throughout where ΔW is 0.
     `stable_rank` is the sum of the squares over the largest of them (Rudelson & Vershynin 2007), `entropy_rank` the
     exponential of the entropy of the values over their sum (Roy & Vetterli 2007); both 0 where ΔW is 0. `used` is the
-    share of the nominal rank that 99 % of the energy takes.
+    share of the nominal rank that 99 % of the energy takes. `gap` is None where no value is three times the next one.
     """
 
     name: str
@@ -35,6 +45,7 @@ class ModuleSpectrum:
     stable_rank: float
     entropy_rank: float
     used: float
+    gap: Gap | None
 
     @property
     def norm_squared(self) -> float:
@@ -47,7 +58,8 @@ class GroupSpectrum:
 
     `energy[k]` is what is kept of all their updates if each is cut to rank k, and `rank_90` … the smallest such k that
     keeps 90 % of it, and so on. `stable_rank` and `entropy_rank` are means over the modules, `used` the share of
-    their nominal ranks, added up, that 99 % of each one's own energy takes.
+    their nominal ranks, added up, that 99 % of each one's own energy takes. `gaps` are the ranks after which modules
+    have a gap, one for each that has any, in order.
     """
 
     name: str
@@ -61,6 +73,7 @@ class GroupSpectrum:
     rank_95: int
     rank_99: int
     used: float
+    gaps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -101,10 +114,31 @@ class ResizedModule:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What an adapter makes of test examples before and after it was made smaller.
+
+    NLL is in nats per example, or per learned token; `accuracy_of` says what accuracies are shares of. Each change is
+    the mean over examples of after - before, with its limits at 95 %: of NLL positive is worse, of accuracy better.
+    `notes` say what preparing the data changed.
+    """
+
+    examples: int
+    accuracy_of: AccuracyOf
+    nll_before: float
+    nll: float
+    nll_change: Interval
+    accuracy_before: float
+    accuracy: float
+    accuracy_change: Interval
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ResizedAdapter(Shown):
     """An adapter of lower rank, the nearest there is to `source`; every module's scaling is as it was.
 
     `energy` is the share that was kept of all updates' squared Frobenius norms. Parameters are those of A and B.
+    `measured` is None where no test data were given.
     """
 
     source: Path
@@ -113,6 +147,7 @@ class ResizedAdapter(Shown):
     params_before: int
     params: int
     modules: tuple[ResizedModule, ...]
+    measured: Measured | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return _document(self)

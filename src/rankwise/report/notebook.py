@@ -19,7 +19,7 @@ from rankwise.report.html import html_of
 from rankwise.report.markdown import markdown_of
 from rankwise.report.recommendation import recommendation_sheet
 from rankwise.report.sheet import Sheet
-from rankwise.report.spectrum import resized_sheet, spectrum_sheet
+from rankwise.report.spectrum import resized_sheets, spectrum_sheet
 from rankwise.report.tables import comparison_sheet
 from rankwise.report.text import isolated
 
@@ -48,5 +48,5 @@ _SHEETS: dict[type, Callable[[Any], Sequence[Sheet]]] = {
     ModelEstimate: _of_model,
     MemoryEstimate: lambda memory: [memory_sheet(memory)],
     AdapterSpectrum: lambda spectrum: [spectrum_sheet(spectrum)],
-    ResizedAdapter: lambda resized: [resized_sheet(resized)],
+    ResizedAdapter: resized_sheets,
 }

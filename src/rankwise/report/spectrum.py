@@ -7,23 +7,38 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rankwise.records import AdapterSpectrum, GroupSpectrum, ResizedAdapter, ResizedModule
+from rankwise.records import AdapterSpectrum, GroupSpectrum, Interval, Measured, ResizedAdapter, ResizedModule
 from rankwise.report.sheet import Heading, Sheet
 from rankwise.report.terminal import terminal_table
-from rankwise.report.text import isolated, share_text
+from rankwise.report.text import DASH, isolated, nll_text, share_text
 
-_SPECTRUM = ("modules", "rank", "stable\nrank", "entropy\nrank", "r at\n90 %", "r at\n95 %", "r at\n99 %")
+_SPECTRUM = (
+    "modules",
+    "rank",
+    "stable\nrank",
+    "entropy\nrank",
+    "r at\n90 %",
+    "r at\n95 %",
+    "r at\n99 %",
+    "used",
+    "gap\nafter",
+)
 _RESIZED = ("modules", "rank\nbefore", "rank", "energy\nkept")
 
 
 def spectrum_sheet(spectrum: AdapterSpectrum) -> Sheet:
     """A row for each kind of projection and one for all; below, what the figures are and whether alpha looks chosen."""
-    headings = [Heading("projection", "left"), *map(Heading, (*_SPECTRUM, "used"))]
+    headings = [Heading("projection", "left"), *map(Heading, _SPECTRUM)]
     rows = [_spectrum_row(group) for group in (*spectrum.kinds, spectrum.overall)]
     return Sheet(isolated(str(spectrum.adapter)), headings, rows, list(_spectrum_lines(spectrum)))
 
 
-def resized_sheet(resized: ResizedAdapter) -> Sheet:
+def resized_sheets(resized: ResizedAdapter) -> list[Sheet]:
+    """What was made smaller, and where it was measured what that changed."""
+    return [_resized_sheet(resized)] + ([_measured_sheet(resized.measured)] if resized.measured else [])
+
+
+def _resized_sheet(resized: ResizedAdapter) -> Sheet:
     """A row for each kind of projection and one for all."""
     kinds = dict.fromkeys(module.kind for module in resized.modules)
     groups = {kind: [module for module in resized.modules if module.kind == kind] for kind in kinds}
@@ -31,11 +46,38 @@ def resized_sheet(resized: ResizedAdapter) -> Sheet:
     rows.append(_resized_row("all", resized.modules, resized.energy))
     headings = [Heading("projection", "left"), *map(Heading, _RESIZED)]
     smaller = f"{resized.params_before:,} parameters before, {resized.params:,} now"
+    warning = "" if resized.measured else " It is no quality: evaluate the adapter."
     lines = [
         f"A and B have {smaller}; every module's scaling is as it was.",
-        "Energy kept: the share of the update's squared Frobenius norm. It is no quality: evaluate the adapter.",
+        f"Energy kept: the share of the update's squared Frobenius norm.{warning}",
     ]
     return Sheet(isolated(str(resized.adapter)), headings, rows, lines)
+
+
+def _measured_sheet(measured: Measured) -> Sheet:
+    """A row for each metric, before and after; below, what the limits hold for and what became of the data."""
+    accuracies = (measured.accuracy_before, measured.accuracy)
+    changes = measured.nll_change, measured.accuracy_change
+    rows = [
+        ["NLL", nll_text(measured.nll_before), nll_text(measured.nll), *_change(changes[0], 1, 4)],
+        ["accuracy", *map(share_text, accuracies), *_change(changes[1], 100, 1)],
+    ]
+    unit = "example" if measured.accuracy_of == "examples" else "learned token"
+    lines = [
+        f"NLL in nats per {unit}, less is better; accuracy is a share of {measured.accuracy_of}, its change in points.",
+        "95 %: limits of the change over examples like these. Another seed's adapter may lose more or less.",
+        *(f"note: {isolated(note)}" for note in measured.notes),
+    ]
+    headings = [Heading("metric", "left"), *map(Heading, ("before", "now", "change", "95 %"))]
+    return Sheet(f"{measured.examples:,} test examples", headings, rows, lines)
+
+
+def _change(change: Interval, factor: float, digits: int) -> tuple[str, str]:
+    def text(value: float) -> str:
+        return f"{factor * value:+.{digits}f}".replace("-", "−")
+
+    limits = DASH if change.low is None or change.high is None else f"{text(change.low)} to {text(change.high)}"
+    return text(change.mean), limits
 
 
 def spectrum_table(spectrum: AdapterSpectrum) -> RenderableType:
@@ -43,7 +85,7 @@ def spectrum_table(spectrum: AdapterSpectrum) -> RenderableType:
 
 
 def resized_table(resized: ResizedAdapter) -> RenderableType:
-    return _shown(resized_sheet(resized))
+    return Group(*map(_shown, resized_sheets(resized)))
 
 
 def _shown(sheet: Sheet) -> RenderableType:
@@ -60,7 +102,15 @@ def _spectrum_row(group: GroupSpectrum) -> list[str]:
         f"{group.entropy_rank:.1f}",
         *map(str, ranks),
         share_text(group.used),
+        _gaps(group),
     ]
+
+
+def _gaps(group: GroupSpectrum) -> str:
+    if not group.gaps:
+        return DASH
+    span = _span(group.gaps[0], group.gaps[-1])
+    return span if len(group.gaps) == group.modules else f"{span} ({len(group.gaps)} of {group.modules})"
 
 
 def _resized_row(name: str, modules: Sequence[ResizedModule], energy: float | None = None) -> list[str]:
@@ -98,4 +148,5 @@ def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
     yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
     yield "r at 90 %: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
     yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
+    yield "Gap after: the rank after which singular values fall to a third or less, where they do anywhere."
     yield "Energy is no quality: evaluate a smaller adapter before you rely on it."

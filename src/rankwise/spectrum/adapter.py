@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+_ROUNDING = 1e-6  # of the largest singular value: adapters are kept in float32 at best
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
@@ -83,3 +85,19 @@ def stable_rank(values: Float64[Tensor, " values"]) -> float:
 def entropy_rank(values: Float64[Tensor, " values"]) -> float:
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp()) if values[0] > 0 else 0.0
+
+
+def largest_drop(values: Float64[Tensor, " values"]) -> tuple[int, float]:
+    """The rank after which the values, the largest first, fall by the largest factor, and that factor.
+
+    What lies below a millionth of the largest value is rounding, and counts as that. (0, 1) where nothing falls.
+
+    >>> largest_drop(torch.tensor([4.0, 3.0, 0.5, 0.4]).double())
+    (2, 6.0)
+    """
+    if len(values) < 2 or values[0] == 0:
+        return 0, 1.0
+    floored = values.clamp(min=_ROUNDING * float(values[0]))
+    ratios = floored[:-1] / floored[1:]
+    rank = int(ratios.argmax()) + 1
+    return rank, float(ratios[rank - 1])

@@ -12,11 +12,20 @@ from torch import Tensor
 
 from rankwise.errors import UserError
 from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
-from rankwise.records import AdapterSpectrum, GroupSpectrum, ModuleSpectrum, scaling_of
-from rankwise.spectrum.adapter import energy_by_rank, entropy_rank, one_thread, rank_for, singular_values, stable_rank
+from rankwise.records import AdapterSpectrum, Gap, GroupSpectrum, ModuleSpectrum, scaling_of
+from rankwise.spectrum.adapter import (
+    energy_by_rank,
+    entropy_rank,
+    largest_drop,
+    one_thread,
+    rank_for,
+    singular_values,
+    stable_rank,
+)
 
 _PEFT_ALPHA = 8  # LoraConfig's default, whatever the rank
 _TRAP_SCALING = 0.25
+_GAP = 3.0  # smaller falls are chance: benchmarks/planted_spectrum.py
 _LAYER = re.compile(r"(?:.*?\.)??(\d+)\.(.+)")
 
 
@@ -65,6 +74,7 @@ def factors(files: AdapterFiles) -> Iterator[tuple[AdaptedModule, Tensor, Tensor
 def _module_spectrum(module: AdaptedModule, a: Tensor, b: Tensor) -> ModuleSpectrum:
     values = abs(module.scaling) * singular_values(a, b)
     energy = energy_by_rank([values])
+    drop = Gap(*largest_drop(values))
     layer, kind = _place(module.name)
     return ModuleSpectrum(
         name=module.name,
@@ -80,6 +90,7 @@ def _module_spectrum(module: AdaptedModule, a: Tensor, b: Tensor) -> ModuleSpect
         stable_rank=stable_rank(values),
         entropy_rank=entropy_rank(values),
         used=rank_for(energy, 0.99) / module.rank,
+        gap=drop if drop.factor >= _GAP else None,
     )
 
 
@@ -116,4 +127,5 @@ def _group(name: str, modules: list[ModuleSpectrum]) -> GroupSpectrum:
         rank_95=rank_for(energy, 0.95),
         rank_99=rank_for(energy, 0.99),
         used=sum(module.used * module.rank for module in modules) / sum(ranks),
+        gaps=tuple(sorted(module.gap.rank for module in modules if module.gap is not None)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, 
 from rankwise.records import AdapterSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
 from rankwise.spectrum.adapter import one_thread, rank_for, truncated
 from rankwise.spectrum.inspect import factors, spectrum_of
+from rankwise.spectrum.measure import measured_change, score_adapter
+from rankwise.spectrum.subject import load_subject
+from rankwise.tasks.source import Source
 
 Ranks = Mapping[str, int]
 
@@ -29,6 +32,13 @@ def resize_adapter(
     rank: int | None = None,
     energy: float | None = None,
     per_layer: bool = False,
+    test: Source | None = None,
+    model: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    max_length: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> ResizedAdapter:
     """Write the adapter of lower rank that is nearest to the one in `path` (as for `inspect_adapter`) to `out`.
 
@@ -37,6 +47,10 @@ def resize_adapter(
     lower already keeps its rank. Alpha is set anew, so that every module's scaling stays; tensors keep their dtype,
     and those that are not LoRA's (heads) are copied. Raises `UserError` where `out` exists, or for a rank above the
     adapter's.
+
+    With `test` both adapters are scored on these data. The base model is that of the adapter's run or configuration
+    unless `model` is given; the other options are those of `ComparisonConfig`, by default the run's where there is one.
+    Nothing is written where model, data and adapter do not belong together. `tell` hears what takes long.
     """
     out = Path(out)
     if (rank is None) == (energy is None):
@@ -45,6 +59,11 @@ def resize_adapter(
         raise UserError(f"energy {energy:g} is not a share between 0 and 1, such as 0.95")
     if per_layer and energy is None:
         raise UserError("per-layer chooses each module's rank by its energy: give energy instead of rank")
+    given = {"model": model, "text": text, "text_pair": text_pair, "label": label, "max_length": max_length}
+    options = {name: value for name, value in given.items() if value is not None}
+    if options and test is None:
+        name = next(iter(options)).replace("_", "-")
+        raise UserError(f"{name} says how test data are scored, and there are none: give test, or leave {name} out")
     if out.exists():
         raise UserError(f"{out} exists already: give another place for the resized adapter")
     files = find_adapter(Path(path))
@@ -54,7 +73,14 @@ def resize_adapter(
     spectrum = spectrum_of(files)
     ranks = {module.name: _rank(module, spectrum, rank, energy, per_layer) for module in spectrum.modules}
     alphas = {module.name: _alpha(module, ranks[module.name], spectrum.use_rslora) for module in files.modules}
-    _write(out, files, ranks, alphas)
+    measured = None
+    if test is None:
+        _write(out, files, ranks, alphas)
+    else:
+        subject = load_subject(files, test, options, tell)
+        before = score_adapter(files.directory, subject, tell)
+        _write(out, files, ranks, alphas)
+        measured = measured_change(before, score_adapter(out, subject, tell), subject.task)
     kept = sum(module.norm_squared * module.energy[ranks[module.name]] for module in spectrum.modules)
     whole = sum(module.norm_squared for module in spectrum.modules)
     return ResizedAdapter(
@@ -75,6 +101,7 @@ def resize_adapter(
             )
             for module in spectrum.modules
         ),
+        measured=measured,
     )
 
 

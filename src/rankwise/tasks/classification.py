@@ -16,7 +16,7 @@ import numpy as np
 from rankwise.errors import UserError
 from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.files import quoted
-from rankwise.tasks.source import Rows, Source, read_splits
+from rankwise.tasks.source import Rows, Source, read_splits, read_test_rows
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits
 from rankwise.tasks.task import Task
 
@@ -54,10 +54,7 @@ def load_classification(
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
-    columns = [column for column in (text, text_pair, label) if column is not None]
-    if len(set(columns)) < len(columns):
-        raise UserError(f"text, text pair and label must be different columns, not {quoted(columns)}")
-    rows = read_splits(train, validation, test, columns)
+    rows = read_splits(train, validation, test, _columns(text, text_pair, label))
     classes = _Classes.of(rows["train"], label)
     splits = {split: _examples(of, classes, text=text, text_pair=text_pair, label=label) for split, of in rows.items()}
     _check_counts(splits, classes)
@@ -71,6 +68,35 @@ def load_classification(
     return build_task(
         name, classes.names, splits, tokenizer=tokenizer, max_length=max_length, notes=[*cut_notes, *leak_notes]
     )
+
+
+def load_classification_test(
+    test: Source,
+    *,
+    text: str,
+    text_pair: str | None,
+    label: str,
+    labels: tuple[str, ...] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Task:
+    """A task that is only tested, as `load_classification` reads one.
+
+    `labels` are the classes in order; None takes those that the data have, in the order that training would give them.
+    """
+    rows = read_test_rows(test, _columns(text, text_pair, label))
+    classes = _Classes.of(rows, label) if labels is None else _Classes.known(labels)
+    examples = _examples(rows, classes, text=text, text_pair=text_pair, label=label)
+    return build_task(
+        "classification", classes.names, {"test": examples}, tokenizer=tokenizer, max_length=max_length, notes=[]
+    )
+
+
+def _columns(text: str, text_pair: str | None, label: str) -> list[str]:
+    columns = [column for column in (text, text_pair, label) if column is not None]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"text, text pair and label must be different columns, not {quoted(columns)}")
+    return columns
 
 
 @dataclass(frozen=True)
@@ -96,6 +122,10 @@ class _Classes:
                 f"{train.origin}: every label in column {label!r} is {names[0]!r}; at least two classes are needed"
             )
         return cls(tuple(names), integers, train.origin)
+
+    @classmethod
+    def known(cls, names: tuple[str, ...]) -> _Classes:
+        return cls(names, all(_INTEGER.fullmatch(name) for name in names), "what the adapter was trained on")
 
     def indices(self, rows: Rows, label: str) -> np.ndarray:
         """Class numbers of the rows."""

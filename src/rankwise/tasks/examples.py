@@ -66,10 +66,11 @@ def build_task(
 ) -> Task:
     """Tokenise three splits, cut to `max_length` tokens (special tokens included), as one task.
 
+    Of a task that is only tested there is the test split alone, which stands for the others, too.
     A pair loses tokens from whichever text is longer. Raises `UserError` where `max_length` leaves no
     room for text, where an example has no token, and where the tokenizer cannot pad.
     """
-    special = tokenizer.num_special_tokens_to_add(pair=splits["train"].pairs is not None)
+    special = tokenizer.num_special_tokens_to_add(pair=splits["test"].pairs is not None)
     # Below this, fast tokenizers cut nothing at all, without a word.
     if max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room for text: {special} tokens are special; raise it")
@@ -83,13 +84,14 @@ def build_task(
         raise UserError(f"{empty:,} of {total:,} examples have no token: the tokenizer knows none of their characters")
     if cut:
         notes = [*notes, f"{cut:,} of {total:,} examples are longer than {max_length} tokens and were cut"]
+    parts = {split: of for split, (of, _) in tokenised.items()}
     return Task(
         name=name,
         labels=labels,
         outcomes=len(labels),
-        train=tokenised["train"][0],
-        validation=tokenised["validation"][0],
-        test=tokenised["test"][0],
+        train=parts.get("train", parts["test"]),
+        validation=parts.get("validation", parts["test"]),
+        test=parts["test"],
         pad_token_id=tokenizer.pad_token_id,
         notes=tuple(notes),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render
 from rankwise.tasks.examples import Examples
 from rankwise.tasks.files import Table
 from rankwise.tasks.learned import build_learned_task
-from rankwise.tasks.source import Source, read_tables
+from rankwise.tasks.source import Source, SplitName, read_tables, read_test_table
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
 from rankwise.tasks.task import Task
 
@@ -47,31 +47,9 @@ def load_instruction(
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
-    if max_length < 2:
-        raise UserError(f"max-length {max_length}: the first token of an example is not learned; give at least 2")
-    if tokenizer.pad_token_id is None:
-        raise UserError("the tokenizer has no pad token; set tokenizer.pad_token")
+    _check(tokenizer, max_length)
     damaged: list[str] | None = [] if skip_bad else None
-    tables = read_tables(train, validation, test, SHAPES, damaged)
-    bad = damaged or []
-    splits: Splits = {}
-    skipped = 0
-    for split, table in tables.items():
-        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer)
-        bad += reasons
-        skipped += skipped_here
-    if bad and not skip_bad:
-        more = f" (and {len(bad) - 1:,} more such examples)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}{more}; repair it, or leave such examples out with --skip-bad")
-    for split, examples in splits.items():
-        if len(examples) < (_FEWEST if split == "train" else 1):
-            why = f"; the first of {len(bad):,} that cannot: {bad[0]}" if bad else ""
-            raise UserError(f"{tables[split].origin}: {len(examples)} examples that can be used as {split}{why}")
-    notes = [f"{len(bad):,} examples were left out: {bad[0]}{' …' if len(bad) > 1 else ''}"] if bad else []
-    if skipped:
-        notes.append(
-            f"{skipped:,} turns of the assistant are read and not learned: the template writes them otherwise later on"
-        )
+    splits, notes = _rendered(read_tables(train, validation, test, SHAPES, damaged), tokenizer, damaged)
     splits, cut_notes = cut_missing(splits, split_seed, how="at random")
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
@@ -84,6 +62,63 @@ def load_instruction(
         exact=exact,
         notes=[*notes, *cut_notes, *leak_notes],
     )
+
+
+def load_instruction_test(
+    test: Source,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    learn_prompts: bool = False,
+    exact: bool = False,
+    skip_bad: bool = False,
+) -> Task:
+    """A task that is only tested, as `load_instruction` reads one."""
+    _check(tokenizer, max_length)
+    damaged: list[str] | None = [] if skip_bad else None
+    splits, notes = _rendered({"test": read_test_table(test, SHAPES, damaged)}, tokenizer, damaged)
+    return build_learned_task(
+        "instruction",
+        splits,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        learn_prompts=learn_prompts,
+        exact=exact,
+        notes=notes,
+    )
+
+
+def _check(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    if max_length < 2:
+        raise UserError(f"max-length {max_length}: the first token of an example is not learned; give at least 2")
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad token; set tokenizer.pad_token")
+
+
+def _rendered(
+    tables: Mapping[SplitName, Table], tokenizer: PreTrainedTokenizerBase, damaged: list[str] | None
+) -> tuple[Splits, list[str]]:
+    """The examples, and notes on them. Those that cannot be used are errors, unless `damaged` is told of some."""
+    bad = damaged or []
+    splits: Splits = {}
+    skipped = 0
+    for split, table in tables.items():
+        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer)
+        bad += reasons
+        skipped += skipped_here
+    if bad and damaged is None:
+        more = f" (and {len(bad) - 1:,} more such examples)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}; repair it, or leave such examples out with --skip-bad")
+    for split, examples in splits.items():
+        if len(examples) < (_FEWEST if split == "train" else 1):
+            why = f"; the first of {len(bad):,} that cannot: {bad[0]}" if bad else ""
+            raise UserError(f"{tables[split].origin}: {len(examples)} examples that can be used as {split}{why}")
+    notes = [f"{len(bad):,} examples were left out: {bad[0]}{' …' if len(bad) > 1 else ''}"] if bad else []
+    if skipped:
+        notes.append(
+            f"{skipped:,} turns of the assistant are read and not learned: the template writes them otherwise later on"
+        )
+    return splits, notes
 
 
 def rendered_examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, list[str], int]:

@@ -34,6 +34,8 @@ def build_learned_task(
 ) -> Task:
     """Tokenise three splits of examples with spans as one task; `learn_prompts` learns whole texts.
 
+    Of a task that is only tested there is the test split alone, which stands for the others, too.
+
     An example that is longer than `max_length` tokens loses the beginning of its prompt, down to half of that length,
     and only then the end of its completion. Raises `UserError` where a split has nothing to learn.
     """
@@ -54,8 +56,8 @@ def build_learned_task(
         name=name,
         labels=(),
         outcomes=len(tokenizer),
-        train=parts["train"],
-        validation=parts["validation"],
+        train=parts.get("train", parts["test"]),
+        validation=parts.get("validation", parts["test"]),
         test=parts["test"],
         pad_token_id=tokenizer.pad_token_id,
         notes=(*notes, *_lengths(parts, cut, max_length)),

@@ -80,6 +80,16 @@ def read_tables(
     return {split: table for split, table in tables.items() if split == "train" or not _hidden(table)}
 
 
+def read_test_rows(test: Source, columns: Sequence[str]) -> Rows:
+    """`read_splits` of a test split alone."""
+    return _checked(read_test_table(test, [Shape(tuple(columns))]))
+
+
+def read_test_table(test: Source, shapes: Sequence[Shape], damaged: list[str] | None = None) -> Table:
+    """`read_tables` of a test split alone."""
+    return _table(test, shapes, "test", damaged)
+
+
 def _table(source: Source, shapes: Sequence[Shape], split: SplitName, damaged: list[str] | None = None) -> Table:
     if _names_data_set(source):
         return _part(_load_named(str(source), shapes), split, shapes, name=str(source))

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from rankwise.records import AccuracyOf
+
 WINDOW = 32  # batches sorted by length together
 
 
@@ -113,6 +115,15 @@ class Task:
     @property
     def is_instruction(self) -> bool:
         return self.train.learned is not None
+
+    @property
+    def accuracy_of(self) -> AccuracyOf:
+        """What accuracies are shares of."""
+        if not self.is_instruction:
+            return "examples"
+        if self.test.rivals is not None:
+            return "choices"
+        return "completions" if self.exact else "tokens"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,240 @@
+"""What resizing changes on data, against a plain loop over PEFT's own models, an example at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rankwise import RunError, UserError, resize_adapter
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.run import run_rank_comparison
+from rankwise.lora.peft_files import find_adapter
+from rankwise.records import Measured, ResizedAdapter
+from rankwise.spectrum.measure import score_adapter
+from rankwise.spectrum.subject import load_subject
+from tests.compare.runs import given_costs
+from tests.data import sentences
+from tests.models import load_peft_model, save_model
+from tests.spectrum.adapters import classifier, reconfigure, rewrite, saved_adapter_of, weights_in
+
+TEST = sentences(40, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the processor multiplies in bfloat16."""
+    monkeypatch.setattr("rankwise.base.load.pick_dtype", lambda choice, device: "float32")
+
+
+def resized(directory: Path, adapter: Path, test: object = TEST, **options: Any) -> ResizedAdapter:
+    options = {"rank": 1, "text": "sentence", "max_length": 48} | options
+    return resize_adapter(adapter, directory / "out", test=test, **options)
+
+
+def plainly_classified(directory: Path, adapter: Path, labels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """NLL of each test sentence, and whether its label is the likeliest."""
+    base = AutoModelForSequenceClassification.from_pretrained(directory / "base", num_labels=labels)
+    model = load_peft_model(base, adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory / "base")
+    nll, right = [], []
+    for text, label in zip(TEST["sentence"], TEST["label"], strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        target = ["no", "yes"].index(label)
+        nll.append(float(functional.cross_entropy(logits, torch.tensor(target))))
+        right.append(float(logits.argmax() == target))
+    return np.array(nll), np.array(right)
+
+
+def agrees(measured: Measured | None, before: tuple[np.ndarray, ...], after: tuple[np.ndarray, ...]) -> None:
+    """With the plain loop's per-example NLL and accuracy, and scipy's paired t interval."""
+    assert measured is not None
+    assert measured.examples == len(before[0])
+    assert (measured.nll_before, measured.nll) == (
+        pytest.approx(before[0].mean(), abs=1e-4),
+        pytest.approx(after[0].mean(), abs=1e-4),
+    )
+    assert measured.accuracy_before == pytest.approx(before[1].mean(), abs=1e-6)
+    assert measured.accuracy == pytest.approx(after[1].mean(), abs=1e-6)
+    assert np.ptp(after[0] - before[0]) > 0.02
+    for change, old, new in zip((measured.nll_change, measured.accuracy_change), before, after, strict=True):
+        if np.ptp(new - old) == 0:
+            assert (change.mean, change.low, change.high) == (0, None, None)
+            continue
+        limits = stats.ttest_rel(new, old).confidence_interval(0.95)
+        assert (change.low, change.high) == (pytest.approx(limits.low, abs=1e-4), pytest.approx(limits.high, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("llama", {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"o_proj": 40}, "lora_dropout": 0.5}),
+        ("bert", {"modules_to_save": ["classifier", "pooler"], "target_modules": ["query", "output.dense"]}),
+        ("roberta", {"target_modules": ["query"], "lora_alpha": 60}),
+        ("gpt2", {"use_rslora": True}),
+    ],
+)
+def test_a_classifier_scores_as_a_plain_loop_says(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    adapter = classifier(tmp_path, architecture, **settings)
+    measured = resized(tmp_path, adapter).measured
+    agrees(measured, plainly_classified(tmp_path, adapter), plainly_classified(tmp_path, tmp_path / "out"))
+
+
+def test_a_language_model_scores_as_a_plain_loop_says(tmp_path: Path) -> None:
+    save_model(tmp_path / "base", "llama", AutoModelForCausalLM.from_config)
+    adapter = tmp_path / "it"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    saved_adapter_of(base, adapter, target_modules="all-linear", r=6, task_type="CAUSAL_LM", lora_alpha=40)
+    words = TEST["sentence"].str.split().str[0]
+    rows = [{"prompt": f"say {word}: ", "completion": f"{word} {number}"} for number, word in enumerate(words)]
+    measured = resize_adapter(adapter, tmp_path / "out", rank=1, test=pd.DataFrame(rows), max_length=48).measured
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+
+    def plainly(adapter: Path) -> tuple[np.ndarray, np.ndarray]:
+        model = load_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter).eval()
+        nll, right = [], []
+        for row in rows:
+            prompt, completion = (tokenizer(row[part])["input_ids"] for part in ("prompt", "completion"))
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            targets = torch.tensor(completion)
+            nll.append(float(functional.cross_entropy(logits, targets)))
+            right.append(float((logits.argmax(dim=-1) == targets).float().mean()))
+        return np.array(nll), np.array(right)
+
+    assert measured is not None
+    assert measured.accuracy_of == "tokens"
+    agrees(measured, plainly(adapter), plainly(tmp_path / "out"))
+
+
+def test_an_adapter_in_a_run_needs_nothing_but_data_and_scores_as_in_the_run(tmp_path: Path) -> None:
+    """Trained and scored there by our own packs."""
+    config = ComparisonConfig(
+        model=str(save_model(tmp_path / "base", "bert")),
+        train=sentences(60, seed=1),
+        validation=sentences(20, seed=2),
+        test=TEST,
+        text="sentence",
+        ranks=(2, 4),
+        learning_rates=(1e-2,),
+        seeds=1,
+        steps=8,
+        batch_size=8,
+        max_length=48,
+        keep_leaked=True,
+    )
+    with given_costs():
+        run = run_rank_comparison(config, run=tmp_path / "run").run
+    (trial,) = run.glob("trials/r4-*-lr0.01-s0")
+    scores = pd.read_parquet(trial / "scores.parquet")
+    for number, adapter in enumerate((trial, trial / "adapter")):
+        measured = resize_adapter(adapter, tmp_path / f"out {number}", rank=1, test=TEST).measured
+        assert measured is not None
+        assert measured.nll_before == pytest.approx(scores["nll"].mean(), abs=1e-5)
+        assert measured.accuracy_before == pytest.approx(scores["correct"].mean(), abs=1e-6)
+    # Its labels are the run's, in the run's order, also where the data have but one of them.
+    of_one = scores["nll"][(TEST["label"] == "yes").to_numpy()]
+    ayes = TEST[TEST["label"] == "yes"]
+    shutil.copytree(trial / "adapter", run / "adapter", dirs_exist_ok=True)
+    measured = resize_adapter(run, tmp_path / "yes", rank=1, test=ayes).measured
+    assert measured is not None
+    assert measured.nll_before == pytest.approx(of_one.mean(), abs=1e-5)
+    with pytest.raises(UserError, match="labels that what the adapter was trained on has not: 'maybe'"):
+        resize_adapter(run, tmp_path / "new", rank=1, test=TEST.replace("yes", "maybe"))
+    save_model(tmp_path / "base", "bert", hidden_act="relu")
+    with pytest.raises(UserError, match="was trained over another model than"):
+        resize_adapter(run, tmp_path / "new", rank=1, test=TEST)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_base_model_is_left_as_it_was(tmp_path: Path) -> None:
+    settings = {"modules_to_save": ["classifier", "pooler"], "target_modules": ["query", "word_embeddings"]}
+    files = find_adapter(classifier(tmp_path, "bert", **settings))
+    subject = load_subject(files, TEST, {"text": "sentence", "max_length": 48}, print)
+    modules, weights = dict(subject.base.model.named_modules()), dict(subject.base.model.state_dict())
+    score_adapter(files.directory, subject, print)
+    assert list(dict(subject.base.model.named_modules()).items()) == list(modules.items())
+    assert all(torch.equal(now, weights[name]) for name, now in subject.base.model.state_dict().items())
+    assert not hasattr(subject.base.model, "peft_config")
+    assert subject.base.model.training
+
+
+def without(part: str) -> Callable[[Path], None]:
+    return lambda adapter: rewrite(adapter, {n: t for n, t in weights_in(adapter).items() if part not in n})
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "said"),
+    [
+        (None, {"test": TEST.assign(label="yes")}, "every label in column 'label' is 'yes'"),
+        (None, {"test": TEST.assign(label=["a", "b", "c", "d"] * 10)}, "2 classes apart (score.weight), and the data"),
+        (None, {"test": TEST.assign(label=["a", "b", "c", "d"] * 10)}, "have 4 labels: 'a', 'b', 'c', 'd'"),
+        (None, {"text": "text"}, "no column 'text'"),
+        (None, {"test": "nowhere.csv"}, "nowhere.csv: no such file"),
+        (None, {"max_length": 100}, "max-length: 100 is more than the 64 positions"),
+        (None, {"model": "/nowhere"}, "/nowhere is not a model directory"),
+        (without("score"), {}, "neither has weights of score.weight"),
+        (lambda it: reconfigure(it, task_type="TOKEN_CLS"), {}, "its task type is TOKEN_CLS"),
+        (lambda it: reconfigure(it, task_type="CAUSAL_LM"), {}, "text: task instruction finds its columns by"),
+        (lambda it: reconfigure(it, base_model_name_or_path=None), {}, "which model it adapts: give it with --model"),
+        (lambda it: save_model(it.parent / "base", "llama", hidden_size=16), {}, "does not fit"),
+        (lambda it: save_model(it.parent / "base", "llama", intermediate_size=16), {}, "does not fit"),
+        (lambda it: save_model(it.parent / "base", "mistral", num_hidden_layers=1), {}, "which has no model.layers.1."),
+    ],
+)
+def test_nothing_is_written_where_adapter_model_and_data_do_not_belong_together(
+    damage: Callable[[Path], object] | None, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    adapter = classifier(tmp_path)
+    if damage is not None:
+        damage(adapter)
+    with pytest.raises(UserError) as error:
+        resized(tmp_path, adapter, **options)
+    assert said in str(error.value)
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_measuring_need_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max-length says how test data are scored"):
+        resize_adapter(classifier(tmp_path), tmp_path / "out", rank=1, max_length=48)
+
+
+def test_figures_are_shown_and_are_json(tmp_path: Path) -> None:
+    made = resized(tmp_path, classifier(tmp_path), rank=6)
+    document = json.loads(json.dumps(made.to_dict(), allow_nan=False))["measured"]
+    assert made.measured is not None
+    assert document["nll_before"] == made.measured.nll_before
+    assert document["accuracy_change"] == {"mean": 0, "low": None, "high": None}
+    shown = made._repr_markdown_()
+    assert "40 test examples" in shown
+    assert "evaluate the adapter" not in shown
+
+
+def test_a_run_on_its_own_pairs_asks_for_the_column_of_the_second_text(tmp_path: Path) -> None:
+    adapter = classifier(tmp_path).rename(tmp_path / "adapter")
+    config = ComparisonConfig(task="docmatch", model=str(tmp_path / "base"), max_length=64)
+    described = {"config": config.to_dict(), "data": {"labels": ["no", "yes"]}, "model": {"revision": None}}
+    (tmp_path / "comparison.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="trained on pairs of texts: name the column of the second with --text-pair"):
+        resize_adapter(adapter, tmp_path / "out", rank=1, test=TEST, text="sentence")
+    pairs = TEST.assign(other="one")
+    measured = resize_adapter(
+        adapter, tmp_path / "out", rank=1, test=pairs, text="sentence", text_pair="other"
+    ).measured
+    assert measured is not None
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(RunError, match="is damaged"):
+        resize_adapter(adapter, tmp_path / "new", rank=1, test=TEST)
