@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},
     "spectrum": {"lora"},
-    "spectrum.probe": {"train", "tasks", "lora", "base"},
+    "spectrum.gradients": {"train", "tasks", "lora", "base"},
+    "spectrum.probe": {"compare.config", "compare.prepare", "memory", "train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},
     "compare.page": {"compare", "report"},
@@ -122,6 +123,7 @@ def test_decide_stands_on_numpy_and_scipy_alone(graph: grimp.ImportGraph) -> Non
         "import sys; sys.argv[1:] = ['--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['compare', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['export', '--help']; from rankwise.cli.main import main; main()",
+        "import sys; sys.argv[1:] = ['probe', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['resize', '--help']; from rankwise.cli.main import main; main()",
     ],
 )

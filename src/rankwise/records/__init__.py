@@ -11,6 +11,7 @@ from rankwise.records.estimate import (
     RankEstimate,
     TrainingCost,
 )
+from rankwise.records.probe import ConfirmedSpectrum, ProbePoint, RankPattern, RankProbe
 from rankwise.records.recommendation import (
     Doubling,
     Guard,
@@ -30,6 +31,7 @@ __all__ = [
     "Baseline",
     "Calibration",
     "ComparisonPlan",
+    "ConfirmedSpectrum",
     "Doubling",
     "Evaluation",
     "FullFineTuning",
@@ -44,9 +46,12 @@ __all__ = [
     "ModuleSpectrum",
     "Needed",
     "ParameterCount",
+    "ProbePoint",
     "RankComparison",
     "RankEstimate",
     "RankExperiment",
+    "RankPattern",
+    "RankProbe",
     "Recommendation",
     "ResizedAdapter",
     "ResizedModule",

@@ -1,0 +1,257 @@
+"""Where to look for a rank before a comparison: what a short warm-up shows of it.
+
+The named rank is read off an update, not off a gradient. Two warm-ups of a large rank train on a half of the examples
+each, from A of their own; the directions that both updates have are the task's, the others noise of half the examples.
+The smallest rank that keeps 95 % of that confirmed energy, to the nearest power of two, is named. Measured on tasks of
+planted rank 2 to 16 (benchmarks/validity/plants.py, 1,024 examples, 100 steps of 16) it names the planted rank or its
+neighbour. The gradient's own confirmed spectrum does not: at 90 % it said 7 to 9 for every planted rank, since what
+multiplies the needed update there, the curvature and the inputs' covariance, has a spectrum of its own; Adam, along a
+path, divides much of that out. The gradients are shown beside it, at the start and on the way.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from rankwise.base.shapes import LinearLayer
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.prepare import Prepared, Tell, prepare
+from rankwise.errors import UserError
+from rankwise.lora.attach import attached, initial_heads, initial_state
+from rankwise.memory.formula import capacity_floor
+from rankwise.records import ConfirmedSpectrum, ProbePoint, RankPattern, RankProbe, Trial
+from rankwise.spectrum.adapter import Svd, decomposed, entropy_rank, one_thread, rank_for, stable_rank
+from rankwise.spectrum.gradients import RandomMatrices, Warmed, sketched_gradients
+from rankwise.spectrum.patterns import commonest, ranks_for_budget
+from rankwise.spectrum.places import by_kind
+from rankwise.spectrum.sketch import confirmed_by_rank, confirmed_energy
+from rankwise.tasks.task import Task, training_rows
+from rankwise.train.cost import PeakMemory
+from rankwise.train.heap import out_of_memory_told
+from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
+
+_STEPS = 100  # of a warm-up
+_POINTS = (0, 10, 40)  # at which gradients are sketched
+_WARM_UP_RANK = 64
+_SKETCHED = 64  # columns of the range sketch
+_SHARE = 0.95  # of the confirmed energy, which the named rank keeps
+
+Rows = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of every module by its name: the confirmed energy of each direction, and all energy."""
+
+    step: int
+    confirmed: Mapping[str, Float64[Tensor, " values"]]
+    total: float
+
+
+def _silent(text: str, share: float | None = None) -> None:
+    return None
+
+
+def probe_ranks(
+    config: ComparisonConfig,
+    *,
+    examples: int = 1024,
+    params: int | None = None,
+    observe: Tell = _silent,
+) -> RankProbe:
+    """Name a rank to look at, and a grid around it, from a short warm-up on at most so many training examples.
+
+    `config` is that of the comparison that is to follow: the same model, data, target modules and alpha, the first of
+    its learning rates, scalings, bases and seeds. With `params` a rank for each module, so that A and B of all have at
+    most so many parameters. `observe` is told what happens, and the share that is done of what takes long. Validation
+    and test examples are not used. Raises `UserError` for input that cannot be used.
+    """
+    with out_of_memory_told("start again with a smaller --batch-size or --gradient-checkpointing"):
+        prepared = prepare(config.each_base[0], observe)
+        return probe(prepared, examples=examples, params=params, observe=observe)
+
+
+def probe(prepared: Prepared, *, examples: int, params: int | None, observe: Tell) -> RankProbe:
+    """The same of what is in memory already."""
+    targets = prepared.targets
+    if params is not None:
+        ranks_for_budget({}, _costs(targets), params)  # a budget that is too small is told before the work
+    halves = _halves(prepared, examples)
+    meter, started = PeakMemory(prepared.base), time.monotonic()
+    largest = max(min(target.d_in, target.d_out) for target in targets)
+    config = prepared.config
+    rank = min(_WARM_UP_RANK, largest)
+    trials = [config.trial(rank, config.learning_rates[0], config.first_seed + number) for number in range(2)]
+
+    def stage(number: int) -> Callable[[float], None]:
+        return lambda share: observe(f"warming up on half {number + 1} of 2", share)
+
+    one, other = (
+        _warmed(prepared, trial, half, stage(number))
+        for number, (trial, half) in enumerate(zip(trials, halves, strict=True))
+    )
+    with one_thread():
+        update = _compared(_STEPS, _updates(one[_STEPS], targets), _updates(other[_STEPS], targets))
+    matrices = RandomMatrices.drawn(targets, min(_SKETCHED, largest), prepared.config.first_seed)
+    gradients = []
+    for done, step in enumerate(_POINTS):
+        observe(f"sketching gradients at step {step}", done / len(_POINTS))
+        sketches = sketched_gradients(
+            prepared.base,
+            prepared.task,
+            targets,
+            one[step],
+            matrices,
+            halves,
+            prepared.settings,
+            packed=prepared.packable,
+        )
+        gradients.append(_compared(step, *sketches))
+    seconds, peak = time.monotonic() - started, meter.bytes()
+    point = _point(update)
+    named = min(_power_of_two(point.overall.rank_95), 2 ** int(math.log2(largest)))
+    bits = _capacity_bits(prepared.task)
+    return RankProbe(
+        model=prepared.config.model,
+        task=prepared.task.name,
+        examples=sum(len(rows) for half in halves for rows in half),
+        batch_size=prepared.config.batch_size,
+        learning_rate=trials[0].learning_rate,
+        warm_up_rank=rank,
+        rank=named,
+        at_least=2 * named > rank,
+        ranks=tuple(each for each in (named // 2, named, 2 * named, 4 * named) if 1 <= each <= largest),
+        update=point,
+        gradients=tuple(map(_point, gradients)),
+        capacity_bits=bits,
+        capacity_floor=capacity_floor(math.ceil(bits), targets),
+        pattern=None if params is None else _pattern(prepared, update, params),
+        seconds=seconds,
+        peak_memory_bytes=peak,
+        notes=prepared.task.notes,
+    )
+
+
+def _halves(prepared: Prepared, examples: int) -> tuple[Rows, Rows]:
+    """Full batches of training rows in turn, as many in either; at most so many examples in all."""
+    size = prepared.config.batch_size
+    lengths = prepared.task.train.input_ids.lengths
+    batches = min(examples, len(lengths)) // size // 2 * 2
+    if batches == 0:
+        raise UserError(
+            f"examples: {min(examples, len(lengths)):,} make no two batches of {size}, one for each half; "
+            "give more, or a smaller batch-size"
+        )
+    an_epoch = islice(training_rows(lengths, size, prepared.config.first_seed), math.ceil(len(lengths) / size))
+    full = list(islice((rows for rows in an_epoch if len(rows) == size), batches))
+    return full[::2], full[1::2]
+
+
+def _warmed(prepared: Prepared, trial: Trial, half: Rows, tell: Callable[[float], None]) -> dict[int, Warmed]:
+    """What a trial is after each of the steps that are looked at; it begins with the first seed's heads.
+
+    Where heads differed, the directions of what is below them would, too.
+    """
+    base, targets = prepared.base, prepared.targets
+    settings = replace(prepared.settings, steps=_STEPS, accumulation=1)
+    begin = initial_state(base, trial, targets) | initial_heads(base, prepared.config.first_seed)
+    found = {0: Warmed(trial, begin)}
+    batches = cycle(half)
+    with attached(base, [trial], targets) as pack, checkpointed_activations(base, settings):
+        pack.load(0, begin)
+        optimizer = PackOptimizer(pack, settings)
+        for step in range(1, _STEPS + 1):
+            train_step(pack, optimizer, prepared.task, [next(batches)], step - 1)
+            tell(step / _STEPS)
+            if step in (*_POINTS, _STEPS):
+                found[step] = Warmed(trial, pack.state(0))
+    return found
+
+
+def _updates(warmed: Warmed, targets: Sequence[LinearLayer]) -> dict[str, Svd]:
+    """What each module's weight was changed by, over the scaling: one of all modules, and shares do not know it."""
+    state = warmed.state
+    return {
+        target.name: decomposed(state[f"{target.name}.lora_A.weight"], state[f"{target.name}.lora_B.weight"])
+        for target in targets
+    }
+
+
+def _compared(step: int, one: Mapping[str, Svd], other: Mapping[str, Svd]) -> _Measured:
+    total = sum(float(one[name].values.norm() * other[name].values.norm()) for name in one)
+    return _Measured(step, {name: confirmed_energy(svd, other[name]) for name, svd in one.items()}, total)
+
+
+def _point(measured: _Measured) -> ProbePoint:
+    energies = measured.confirmed
+    kept = sum(float(energy.sum()) for energy in energies.values())
+    return ProbePoint(
+        step=measured.step,
+        confirmed=max(0.0, kept / measured.total) if measured.total > 0 else 0.0,
+        overall=_spectrum("all", list(energies.values())),
+        kinds=tuple(_spectrum(kind, [energies[name] for name in names]) for kind, names in by_kind(energies).items()),
+        modules=tuple(_spectrum(name, [energy]) for name, energy in energies.items()),
+    )
+
+
+def _spectrum(name: str, energies: Sequence[Float64[Tensor, " values"]]) -> ConfirmedSpectrum:
+    curve = confirmed_by_rank(energies)
+    values = [energy.clamp(min=0).sort(descending=True).values.sqrt() for energy in energies]
+    return ConfirmedSpectrum(
+        name=name,
+        modules=len(energies),
+        energy=curve,
+        rank_90=rank_for(curve, 0.90),
+        rank_95=rank_for(curve, _SHARE),
+        stable_rank=sum(map(stable_rank, values)) / len(values),
+        entropy_rank=sum(map(entropy_rank, values)) / len(values),
+    )
+
+
+def _costs(targets: Sequence[LinearLayer]) -> dict[str, int]:
+    """Parameters of rank 1 of each module."""
+    return {target.name: target.lora_params(1) for target in targets}
+
+
+def _pattern(prepared: Prepared, update: _Measured, params: int) -> RankPattern:
+    costs = _costs(prepared.targets)
+    ranks = ranks_for_budget(update.confirmed, costs, params)
+    rank, rank_pattern = commonest(ranks)
+    use_rslora = prepared.config.scalings[0] == "rslora"
+    scaling = prepared.config.trial(rank, 0.0, 0).scaling
+    alphas = {name: scaling * (each**0.5 if use_rslora else each) for name, each in ranks.items()}
+    alpha, alpha_pattern = commonest(alphas)
+    return RankPattern(
+        params=sum(ranks[name] * cost for name, cost in costs.items()),
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=use_rslora,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+    )
+
+
+def _capacity_bits(task: Task) -> float:
+    """One bit a learned token; of classes the entropy of their distribution, an example."""
+    if task.train.learned is not None:
+        return float(task.train.learned.flat.sum())
+    counts = np.bincount(task.train.labels)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum() * counts.sum())
+
+
+def _power_of_two(rank: int) -> int:
+    """The nearest by ratio.
+
+    >>> [_power_of_two(rank) for rank in (0, 1, 3, 5, 6, 11, 12)]
+    [1, 1, 4, 4, 8, 8, 16]
+    """
+    return 1 << round(math.log2(max(1, rank)))
