@@ -23,8 +23,8 @@ COMMANDS = ROOT.commands
 # What makes an example cheap that trains; `demo` has nothing of the kind, so its example is parsed, and runs as a slow
 # test.
 SMALL = ("--max-train-examples", "64", "--max-validation-examples", "16", "--max-test-examples", "16")
-CHEAPER = {"compare": ("--plan", "--pack-size", "1", *SMALL)}
-TRAINS = ("compare", "demo")
+CHEAPER = {"compare": ("--plan", "--pack-size", "1", *SMALL), "probe": ("--examples", "32", *SMALL)}
+TRAINS = ("compare", "demo", "probe")
 
 
 def examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -91,19 +91,16 @@ def probe(prepared: Prepared, *, examples: int, params: int | None, observe: Tel
     rank = min(_WARM_UP_RANK, largest)
     trials = [config.trial(rank, config.learning_rates[0], config.first_seed + number) for number in range(2)]
 
-    def stage(number: int) -> Callable[[float], None]:
-        return lambda share: observe(f"warming up on half {number + 1} of 2", share)
-
-    one, other = (
-        _warmed(prepared, trial, half, stage(number))
-        for number, (trial, half) in enumerate(zip(trials, halves, strict=True))
-    )
+    observe("warming up on one half of the examples")
+    one = _warmed(prepared, trials[0], halves[0], observe)
+    observe("warming up on the other half")
+    other = _warmed(prepared, trials[1], halves[1], observe)
     with one_thread():
         update = _compared(_STEPS, _updates(one[_STEPS], targets), _updates(other[_STEPS], targets))
     matrices = RandomMatrices.drawn(targets, min(_SKETCHED, largest), prepared.config.first_seed)
     gradients = []
-    for done, step in enumerate(_POINTS):
-        observe(f"sketching gradients at step {step}", done / len(_POINTS))
+    for step in _POINTS:
+        observe(f"sketching gradients at step {step}")
         sketches = sketched_gradients(
             prepared.base,
             prepared.task,
@@ -155,7 +152,7 @@ def _halves(prepared: Prepared, examples: int) -> tuple[Rows, Rows]:
     return full[::2], full[1::2]
 
 
-def _warmed(prepared: Prepared, trial: Trial, half: Rows, tell: Callable[[float], None]) -> dict[int, Warmed]:
+def _warmed(prepared: Prepared, trial: Trial, half: Rows, observe: Tell) -> dict[int, Warmed]:
     """What a trial is after each of the steps that are looked at; it begins with the first seed's heads.
 
     Where heads differed, the directions of what is below them would, too.
@@ -170,7 +167,7 @@ def _warmed(prepared: Prepared, trial: Trial, half: Rows, tell: Callable[[float]
         optimizer = PackOptimizer(pack, settings)
         for step in range(1, _STEPS + 1):
             train_step(pack, optimizer, prepared.task, [next(batches)], step - 1)
-            tell(step / _STEPS)
+            observe(f"step {step} of {_STEPS}", step / _STEPS)
             if step in (*_POINTS, _STEPS):
                 found[step] = Warmed(trial, pack.state(0))
     return found
@@ -202,7 +199,7 @@ def _point(measured: _Measured) -> ProbePoint:
     )
 
 
-def _spectrum(name: str, energies: Sequence[Float64[Tensor, " values"]]) -> ConfirmedSpectrum:
+def _spectrum(name: str, energies: Sequence[Float64[Tensor, " _"]]) -> ConfirmedSpectrum:
     curve = confirmed_by_rank(energies)
     values = [energy.clamp(min=0).sort(descending=True).values.sqrt() for energy in energies]
     return ConfirmedSpectrum(
