@@ -23,7 +23,10 @@ COMMANDS = ROOT.commands
 # What makes an example cheap that trains; `demo` has nothing of the kind, so its example is parsed, and runs as a slow
 # test.
 SMALL = ("--max-train-examples", "64", "--max-validation-examples", "16", "--max-test-examples", "16")
-CHEAPER = {"compare": ("--plan", "--pack-size", "1", *SMALL), "probe": ("--examples", "32", *SMALL)}
+CHEAPER = {
+    "compare": ("--plan", "--pack-size", "1", *SMALL),
+    "probe": ("--batch-size", "2", "--max-length", "8", *SMALL),
+}
 TRAINS = ("compare", "demo", "probe")
 
 

@@ -66,6 +66,17 @@ def test_a_planted_rank_or_its_neighbour_is_named(rank: int, monkeypatch: pytest
     assert found.rank in (rank // 2, rank, 2 * rank)
     assert found.rank in found.ranks
     assert found.update.confirmed > 0.2
+    assert not found.update.by_chance
+
+
+def test_where_nothing_can_be_learned_the_rank_is_said_to_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_POINTS", ())
+    base = headless(frozen_transformer(seed=0))
+    task = planted_task(base, 0, Sizes(train=1024, validation=2, test=2), seed=0)
+    ready = prepared(base, task, taught(base), packs=True, batch_size=16, learning_rates=[0.01])
+    found = probed(ready, examples=1024)
+    assert found.update.by_chance
+    assert "no more than by chance" in markdown_of([probe_sheet(found)])
 
 
 @pytest.mark.usefixtures("quick")

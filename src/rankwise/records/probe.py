@@ -33,11 +33,13 @@ class ConfirmedSpectrum:
 class ProbePoint:
     """What was measured after so many steps of warm-up; `confirmed` is the share of all energy that the halves confirm.
 
-    The rest is noise: it differs from half to half.
+    The rest is noise: it differs from half to half. `by_chance` says that halves which share nothing may confirm as
+    much: then the ranks say nothing.
     """
 
     step: int
     confirmed: float
+    by_chance: bool
     overall: ConfirmedSpectrum
     kinds: tuple[ConfirmedSpectrum, ...]
     modules: tuple[ConfirmedSpectrum, ...]

@@ -53,6 +53,11 @@ def _lines(probe: RankProbe) -> Iterator[str]:
     yield "r at 95 %: the one rank for all of a row's modules that keeps 95 % of the confirmed energy."
     more = ", or more: the warm-up had no larger rank to show" if probe.at_least else ""
     yield f"Look around rank {probe.rank}{more}. Next: rankwise compare … --ranks {','.join(map(str, probe.ranks))}"
+    if probe.update.by_chance:
+        yield (
+            "But the two halves agree no more than by chance, so that this rank says nothing: give more "
+            "--examples or a higher learning rate, or compare."
+        )
     yield FIDELITY
     yield (
         f"Capacity floor: rank {probe.capacity_floor} could hold the {probe.capacity_bits:,.0f} bits that the training "
