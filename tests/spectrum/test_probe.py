@@ -18,7 +18,7 @@ from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared
-from rankwise.errors import UserError
+from rankwise.errors import RunError, UserError
 from rankwise.lora.packable import packable
 from rankwise.records import RankProbe
 from rankwise.report.markdown import markdown_of
@@ -144,6 +144,13 @@ def test_peft_builds_a_model_from_the_pattern(scaling: str, tmp_path: Path) -> N
     assert scalings == pytest.approx([scalings[0]] * len(layers))
     sizes = [layer.lora_A["default"].weight.numel() + layer.lora_B["default"].weight.numel() for layer in layers]
     assert sum(sizes) == pattern.params <= params
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_warm_up_that_diverges_is_told(base: BaseModel) -> None:
+    ready = prepared(base, token_task(labels=LABELS), targets_of(base), learning_rates=[1e30])
+    with pytest.raises(RunError, match=r"diverged at step \d with learning rate 1e\+30: give a lower one"):
+        probed(ready)
 
 
 @pytest.mark.parametrize(

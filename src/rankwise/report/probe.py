@@ -56,7 +56,7 @@ def _lines(probe: RankProbe) -> Iterator[str]:
     if probe.update.by_chance:
         yield (
             "But the two halves agree no more than by chance, so that this rank says nothing: give more "
-            "--examples or a higher learning rate, or compare."
+            "--examples or another learning rate, or compare."
         )
     yield FIDELITY
     yield (

@@ -75,20 +75,22 @@ def sketched_gradients(
     """
     adapters = [_range_adapter(warmed, matrices, targets), _co_range_adapter(warmed, matrices, targets)]
     together = [adapters] if packed else [[adapter] for adapter in adapters]
-    taken = [grads for pack in together for grads in _gradients(base, task, targets, pack, halves, settings)]
-    ranged, co_ranged = taken
-    own, scaling = warmed.trial.rank, warmed.trial.scaling
-    return [
-        {
+
+    def of(half: Sequence[np.ndarray]) -> dict[str, Svd]:
+        ranged, co_ranged = (
+            grads for pack in together for grads in _gradients(base, task, targets, pack, half, settings)
+        )
+        own, scaling = warmed.trial.rank, warmed.trial.scaling
+        return {
             target.name: reconstructed(
-                of_range[f"{target.name}.lora_B.weight"][:, own:] / scaling,
-                of_co_range[f"{target.name}.lora_A.weight"][own:] / scaling,
+                ranged[f"{target.name}.lora_B.weight"][:, own:] / scaling,
+                co_ranged[f"{target.name}.lora_A.weight"][own:] / scaling,
                 matrices.psi[target.name],
             )
             for target in targets
         }
-        for of_range, of_co_range in zip(ranged, co_ranged, strict=True)
-    ]
+
+    return [of(half) for half in halves]
 
 
 def _range_adapter(warmed: Warmed, matrices: RandomMatrices, targets: Sequence[LinearLayer]) -> Warmed:
@@ -118,23 +120,18 @@ def _gradients(
     task: Task,
     targets: Sequence[LinearLayer],
     adapters: Sequence[Warmed],
-    halves: Sequence[Sequence[np.ndarray]],
+    half: Sequence[np.ndarray],
     settings: TrainingSettings,
-) -> list[list[State]]:
-    """Each adapter's mean gradient over the batches of each half, by PEFT's names; adapters are ordered by rank."""
+) -> list[State]:
+    """Each adapter's mean gradient over the batches of a half, by PEFT's names; adapters are ordered by rank."""
     trials = [adapter.trial for adapter in adapters]
-    sums: list[list[State]] = [[] for _ in adapters]
     with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
         for index, adapter in enumerate(adapters):
             pack.load(index, adapter.state)
-        for half in halves:
-            # Added up here: in the base model's dtype many small gradients would be lost.
-            total = [torch.zeros_like(row) for row in pack.rows]
-            for rows in half:
-                backward(base, len(trials), task, [rows])
-                for whole, grad in zip(total, pack.take_grads(), strict=True):
-                    whole += grad / len(half)
-            for index, whole in enumerate(total):
-                named = pack.named(index, whole.cpu())
-                sums[index].append(named)
-    return sums
+        # Added up here: in the base model's dtype many small gradients would be lost.
+        sums = [torch.zeros_like(row) for row in pack.rows]
+        for rows in half:
+            backward(base, len(trials), task, [rows])
+            for whole, grad in zip(sums, pack.take_grads(), strict=True):
+                whole.add_(grad, alpha=1 / len(half))
+        return [pack.named(index, whole.cpu()) for index, whole in enumerate(sums)]
