@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from rankwise.base.load import BaseModel, load_base
+from rankwise.base.quantize import frozen_weight
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import initial_state
 from rankwise.records import Trial
@@ -72,6 +73,28 @@ def test_sketches_are_of_the_gradient_that_autograd_gives_the_weights(case: str,
         assert float(gradient.norm()) > 0
         assert float((found - gradient).norm() / gradient.norm()) < 1e-3, name
         assert float((sketches[1][name].values - svd.values).norm()) > 0
+
+
+def test_over_a_base_in_4_bits_they_are_of_the_weights_that_these_stand_for(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    directory = save_model(tmp_path, "bert", hidden_size=64, intermediate_size=128)
+    quantised, plain = (
+        load_base(directory, num_labels=LABELS, device="cpu", dtype="float32", quantize=how) for how in ("nf4", "none")
+    )
+    task, targets = token_task(labels=LABELS), targets_of(plain)
+    trial = Trial(4, 6.0, False, 0.0, seed=1)
+    warmed = Warmed(trial, random_state(plain, trial, targets))
+    matrices = RandomMatrices.drawn(targets, 64, seed=0)
+    sketches = sketched_gradients(
+        quantised, task, targets, warmed, matrices, HALVES, TrainingSettings(steps=1), packed=True
+    )
+    for target in targets:
+        stored = frozen_weight(quantised.model.get_submodule(target.name), torch.float32)
+        plain.model.get_submodule(target.name).weight.data.copy_(stored)
+    for name, gradient in dense_gradients(plain, task, targets, warmed, list(HALVES[0])).items():
+        svd = sketches[0][name]
+        found = (svd.u * svd.values @ svd.vt).float()
+        assert float((found - gradient).norm() / gradient.norm()) < 1e-3, name
 
 
 def test_random_matrices_are_those_of_the_seed() -> None:

@@ -147,7 +147,8 @@ def _warmed(prepared: Prepared, trial: Trial, half: Rows, observe: Tell) -> dict
             losses = train_step(pack, optimizer, prepared.task, [next(batches)], step - 1)
             if not losses.isfinite().all():
                 raise RunError(
-                    f"the warm-up diverged at step {step} with learning rate {trial.learning_rate:g}: give a lower one first"
+                    f"the warm-up diverged at step {step} with learning rate {trial.learning_rate:g}: "
+                    "give a lower one first"
                 )
             observe(f"step {step} of {_STEPS}", step / _STEPS)
             if step in (*_POINTS, _STEPS):
