@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spectrum.subject": {"compare.config", "compare.prepare", "tasks", "lora", "base"},
     "spectrum.measure": {"spectrum.subject", "train", "tasks", "base", "decide"},
     "spectrum.resize": {"spectrum", "lora", "tasks"},
-    "spectrum.probe": {"train", "tasks", "lora", "base"},
+    "spectrum.gradients": {"spectrum", "train", "tasks", "lora", "base"},
+    "spectrum.probe": {"spectrum", "compare.config", "compare.prepare", "memory", "train", "tasks", "lora", "base"},
     "embedded": {"train.heap", "tasks", "base"},
     "compare": {"embedded", "train", "tasks", "base", "lora", "memory", "decide", "spectrum.adapter"},
     "compare.page": {"compare", "report"},
@@ -126,6 +127,7 @@ def test_decide_stands_on_numpy_and_scipy_alone(graph: grimp.ImportGraph) -> Non
         "import sys; sys.argv[1:] = ['--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['compare', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['export', '--help']; from rankwise.cli.main import main; main()",
+        "import sys; sys.argv[1:] = ['probe', '--help']; from rankwise.cli.main import main; main()",
         "import sys; sys.argv[1:] = ['resize', '--help']; from rankwise.cli.main import main; main()",
     ],
 )

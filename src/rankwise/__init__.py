@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         ParameterCount,
         RankComparison,
         RankExperiment,
+        RankProbe,
         Recommendation,
         ResizedAdapter,
         Trial,
     )
     from rankwise.spectrum.inspect import inspect_adapter
+    from rankwise.spectrum.probe import probe_ranks
     from rankwise.spectrum.resize import resize_adapter
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "ParameterCount": "rankwise.records",
     "RankComparison": "rankwise.records",
     "RankExperiment": "rankwise.records",
+    "RankProbe": "rankwise.records",
     "Recommendation": "rankwise.records",
     "ResizedAdapter": "rankwise.records",
     "RunError": "rankwise.errors",
@@ -57,6 +60,7 @@ _HOME = {
     "export_recommendation": "rankwise.export.write",
     "inspect_adapter": "rankwise.spectrum.inspect",
     "plan_rank_comparison": "rankwise.compare.run",
+    "probe_ranks": "rankwise.spectrum.probe",
     "resize_adapter": "rankwise.spectrum.resize",
     "run_rank_comparison": "rankwise.compare.run",
 }
@@ -73,6 +77,7 @@ __all__ = [
     "ParameterCount",
     "RankComparison",
     "RankExperiment",
+    "RankProbe",
     "Recommendation",
     "ResizedAdapter",
     "RunError",
@@ -85,6 +90,7 @@ __all__ = [
     "export_recommendation",
     "inspect_adapter",
     "plan_rank_comparison",
+    "probe_ranks",
     "resize_adapter",
     "run_rank_comparison",
 ]

@@ -20,11 +20,11 @@ PROGRAM = Path(sys.executable).with_name("rankwise")
 ROOT = get_command(app)
 assert isinstance(ROOT, TyperGroup)
 COMMANDS = ROOT.commands
-# What makes an example cheap that trains; `demo` has nothing of the kind, so its example is parsed, and runs as a slow
-# test.
+# What makes an example cheap that trains; `demo` and `probe` have nothing of the kind, so their examples are parsed,
+# and run as slow tests.
 SMALL = ("--max-train-examples", "64", "--max-validation-examples", "16", "--max-test-examples", "16")
 CHEAPER = {"compare": ("--plan", "--pack-size", "1", *SMALL)}
-TRAINS = ("compare", "demo")
+TRAINS = ("compare", "demo", "probe")
 
 
 def examples(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.compare.config import ComparisonConfig, read_config_file
+from rankwise.cli.options import configured
 
 
 def compare(
@@ -34,15 +34,7 @@ def compare(
 
     rankwise compare --task docmatch --ranks 4,16 --steps 100 --max-length 32
     """
-    values = {} if file is None else read_config_file(file)
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    for length, rival in (("steps", "epochs"), ("epochs", "steps")):
-        if length in options:
-            values.pop(rival, None)
-    config = ComparisonConfig.from_mapping(
-        values | options,
-        origin="the command line" if file is None else str(file),
-    )
+    config = configured(file, options)
 
     from rankwise.cli.show import show_comparison, show_plan
 

@@ -24,6 +24,7 @@ from rankwise.cli.estimate import estimate
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.options import options_from_config
+from rankwise.cli.probe import OPTIONS, probe
 from rankwise.cli.report import report
 from rankwise.cli.resize import resize
 from rankwise.errors import RunError, UserError
@@ -44,6 +45,7 @@ def _add(command: Callable[..., None]) -> None:
 
 
 _add(options_from_config(compare))
+_add(options_from_config(probe, OPTIONS))
 _add(estimate)
 _add(demo)
 _add(report)

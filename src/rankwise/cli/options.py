@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config import ComparisonConfig, read_config_file
 
 
-def options_from_config(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with an option for every field of the configuration.
+def options_from_config(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:
+    """`command` with an option for every field of the configuration, or for those of these names.
 
     Those that were given reach it as a mapping, its parameter `options`, as text or flags: the
     configuration parses them as it does those of a file.
     """
-    names = [option.name for option in fields(ComparisonConfig)]
+    options = [option for option in fields(ComparisonConfig) if names is None or option.name in names]
 
     def with_options(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in names}
+        given = {option.name: arguments.pop(option.name) for option in options}
         command(**arguments, options={name: value for name, value in given.items() if value is not None})
 
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
     parameters += [
         inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(option))
-        for option in fields(ComparisonConfig)
+        for option in options
     ]
     with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     )
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
     return with_options
+
+
+def configured(file: Path | None, options: Mapping[str, Any]) -> ComparisonConfig:
+    """The configuration of a file, where there is one, and of the options given on the command line, which override."""
+    values = {} if file is None else read_config_file(file)
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for length, rival in (("steps", "epochs"), ("epochs", "steps")):
+        if length in options:
+            values.pop(rival, None)
+    return ComparisonConfig.from_mapping(
+        {**values, **options}, origin="the command line" if file is None else str(file)
+    )
 
 
 def _annotation(option: Field[Any]) -> Any:

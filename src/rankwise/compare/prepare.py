@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,7 @@ class Prepared:
         return self.base, self.task, trials, self.targets, self.settings
 
 
+@runtime_checkable
 class Tell(Protocol):
     """Is told what happens, and of what takes long the share that is done."""
 

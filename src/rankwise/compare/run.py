@@ -6,15 +6,13 @@ one that is new take the same way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
@@ -36,6 +34,7 @@ from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
 from rankwise.train.cost import StepCost, measure_costs
+from rankwise.train.heap import out_of_memory_told
 from rankwise.train.loop import StepReport
 
 
@@ -258,20 +257,11 @@ def _notes_on_looks(journal: Journal) -> list[str]:
     ]
 
 
-@contextmanager
-def _memory_told() -> Iterator[None]:
-    """Out of memory in one line, on whatever device."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On a CPU torch has no class of its own for this.
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not re.search("allocate memory|not enough memory", str(error)):
-            raise
-        raise RunError(
-            "out of memory: go on with a smaller --pack-size and --resume; if no pack had more than one trial, "
-            "start again with a smaller --batch-size or --gradient-checkpointing"
-        ) from error
+def _memory_told() -> AbstractContextManager[None]:
+    return out_of_memory_told(
+        "go on with a smaller --pack-size and --resume; if no pack had more than one trial, "
+        "start again with a smaller --batch-size or --gradient-checkpointing"
+    )
 
 
 @contextmanager

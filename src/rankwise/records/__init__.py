@@ -18,6 +18,7 @@ from rankwise.records.estimate import (
     RankEstimate,
     TrainingCost,
 )
+from rankwise.records.probe import ConfirmedSpectrum, ProbePoint, RankPattern, RankProbe
 from rankwise.records.recommendation import (
     Doubling,
     Guard,
@@ -46,6 +47,7 @@ __all__ = [
     "Baseline",
     "Calibration",
     "ComparisonPlan",
+    "ConfirmedSpectrum",
     "Doubling",
     "Evaluation",
     "FullFineTuning",
@@ -62,9 +64,12 @@ __all__ = [
     "ModuleSpectrum",
     "Needed",
     "ParameterCount",
+    "ProbePoint",
     "RankComparison",
     "RankEstimate",
     "RankExperiment",
+    "RankPattern",
+    "RankProbe",
     "Recommendation",
     "ResizedAdapter",
     "ResizedModule",

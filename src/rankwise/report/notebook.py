@@ -11,12 +11,14 @@ from rankwise.records import (
     MemoryEstimate,
     ModelEstimate,
     RankComparison,
+    RankProbe,
     Recommendation,
     ResizedAdapter,
 )
 from rankwise.report.estimate import memory_sheet, methods_sheet, rank_sheet
 from rankwise.report.html import html_of
 from rankwise.report.markdown import markdown_of
+from rankwise.report.probe import probe_sheet
 from rankwise.report.recommendation import recommendation_sheet
 from rankwise.report.sheet import Sheet
 from rankwise.report.spectrum import resized_sheets, spectrum_sheet
@@ -47,6 +49,7 @@ _SHEETS: dict[type, Callable[[Any], Sequence[Sheet]]] = {
     Recommendation: lambda recommendation: [recommendation_sheet(recommendation)],
     ModelEstimate: _of_model,
     MemoryEstimate: lambda memory: [memory_sheet(memory)],
+    RankProbe: lambda probe: [probe_sheet(probe)],
     AdapterSpectrum: lambda spectrum: [spectrum_sheet(spectrum)],
     ResizedAdapter: resized_sheets,
 }

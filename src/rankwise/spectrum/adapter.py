@@ -11,12 +11,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 _ROUNDING = 1e-6  # of the largest singular value: adapters are kept in float32 at best
+
+
+@dataclass(frozen=True)
+class Svd:
+    """A matrix of low rank by its singular vectors and values, the largest first."""
+
+    u: Float64[Tensor, "outputs values"]
+    values: Float64[Tensor, " values"]
+    vt: Float64[Tensor, "values inputs"]
 
 
 @contextmanager
@@ -38,6 +48,14 @@ def singular_values(a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs r
     return values
 
 
+def decomposed(a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs rank"]) -> Svd:
+    """B·A: min(rank, inputs, outputs) singular values of it."""
+    right, right_core = torch.linalg.qr(a.double().T)
+    left, left_core = torch.linalg.qr(b.double())
+    u, values, vt = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    return Svd(left @ u, values, vt @ right.T)
+
+
 def truncated(
     a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs rank"], rank: int
 ) -> tuple[Float64[Tensor, "lower inputs"], Float64[Tensor, "outputs lower"]]:
@@ -46,11 +64,9 @@ def truncated(
     Each takes the square root of the singular values: both are then of one size, as half precision and further
     training need.
     """
-    right, right_core = torch.linalg.qr(a.double().T)
-    left, left_core = torch.linalg.qr(b.double())
-    u, values, vt = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    roots = values[:rank].sqrt()
-    return (roots[:, None] * vt[:rank]) @ right.T, left @ (u[:, :rank] * roots)
+    whole = decomposed(a, b)
+    roots = whole.values[:rank].sqrt()
+    return roots[:, None] * whole.vt[:rank], whole.u[:, :rank] * roots
 
 
 def energy_by_rank(spectra: Sequence[Float64[Tensor, " _"]]) -> tuple[float, ...]:

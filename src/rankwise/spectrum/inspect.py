@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from rankwise.spectrum.adapter import (
     singular_values,
     stable_rank,
 )
+from rankwise.spectrum.places import place
 
 _PEFT_ALPHA = 8  # LoraConfig's default, whatever the rank
 _TRAP_SCALING = 0.25
 _GAP = 3.0  # smaller falls are chance: benchmarks/planted_spectrum.py
-_LAYER = re.compile(r"(?:.*?\.)??(\d+)\.(.+)")
 
 
 def inspect_adapter(path: str | Path) -> AdapterSpectrum:
@@ -75,7 +74,7 @@ def _module_spectrum(module: AdaptedModule, a: Tensor, b: Tensor) -> ModuleSpect
     values = abs(module.scaling) * singular_values(a, b)
     energy = energy_by_rank([values])
     drop = Gap(*largest_drop(values))
-    layer, kind = _place(module.name)
+    layer, kind = place(module.name)
     return ModuleSpectrum(
         name=module.name,
         kind=kind,
@@ -92,16 +91,6 @@ def _module_spectrum(module: AdaptedModule, a: Tensor, b: Tensor) -> ModuleSpect
         used=rank_for(energy, 0.99) / module.rank,
         gap=drop if drop.factor >= _GAP else None,
     )
-
-
-def _place(name: str) -> tuple[int | None, str]:
-    """The layer, and the kind of projection: what the layers have in common, its parts' numbers left out.
-
-    >>> _place("model.layers.3.self_attn.q_proj"), _place("h.0.mlp.experts.7.w1"), _place("classifier.dense")
-    ((3, 'self_attn.q_proj'), (0, 'mlp.experts.*.w1'), (None, 'classifier.dense'))
-    """
-    found = _LAYER.fullmatch(name)
-    return (int(found[1]), re.sub(r"(?<=\.)\d+(?=\.|$)", "*", found[2])) if found else (None, name)
 
 
 def _by(modules: Iterable[ModuleSpectrum], field: str) -> list[tuple[Any, list[ModuleSpectrum]]]:

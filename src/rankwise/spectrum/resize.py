@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -19,6 +16,7 @@ from rankwise.records import AdapterSpectrum, ModuleSpectrum, ResizedAdapter, Re
 from rankwise.spectrum.adapter import one_thread, rank_for, truncated
 from rankwise.spectrum.inspect import factors, spectrum_of
 from rankwise.spectrum.measure import measured_change, score_adapter
+from rankwise.spectrum.patterns import commonest
 from rankwise.spectrum.subject import load_subject
 from rankwise.tasks.source import Source
 
@@ -120,9 +118,9 @@ def _alpha(module: AdaptedModule, rank: int, use_rslora: bool) -> float:
 
 
 def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, float]) -> None:
-    rank, rank_pattern = _commonest(ranks)
+    rank, rank_pattern = commonest(ranks)
     # PEFT declares alpha a whole number, and takes any.
-    alpha, alpha_pattern = _commonest({name: int(a) if a == int(a) else a for name, a in alphas.items()})
+    alpha, alpha_pattern = commonest({name: int(a) if a == int(a) else a for name, a in alphas.items()})
     changed = {"r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     with open_weights(files.weights) as weights:
         tensors = {name: weights.get_tensor(name) for name in files.others}
@@ -138,13 +136,3 @@ def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, fl
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata)
 
     write_directory(out, write)
-
-
-def _commonest(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The value for most modules, and PEFT's pattern for the others.
-
-    PEFT takes the first key that matches the end of a module's name as a regular expression. So a key is the whole
-    name, from its start: a bare name would match modules whose names are longer, too.
-    """
-    usual = Counter(values.values()).most_common(1)[0][0]
-    return usual, {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}

@@ -1,9 +1,16 @@
-"""Memory that training frees and takes again at every step. All of it is glibc's; elsewhere nothing happens."""
+"""Memory that training frees and takes again at every step, where malloc is glibc's; and memory that is out."""
 
 from __future__ import annotations
 
 import ctypes
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+
+from rankwise.errors import RunError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # `mallopt`'s names for them, in glibc's malloc.h
 
@@ -32,3 +39,16 @@ def _of_libc(name: str) -> Any:
         return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None
+
+
+@contextmanager
+def out_of_memory_told(advice: str) -> Iterator[None]:
+    """Out of memory in one line, on whatever device, with what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # On a CPU torch has no class of its own for this.
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not re.search("allocate memory|not enough memory", str(error)):
+            raise
+        raise RunError(f"out of memory: {advice}") from error
