@@ -27,7 +27,7 @@ def tasks(work: Path) -> Iterator[tuple[str, ComparisonConfig]]:
     yield "docmatch", ComparisonConfig(task="docmatch", max_length=32, **_ENCODER)
     if DATA.is_dir():
         yield from _real_tasks()
-    for rank in (2, 8):
+    for rank in (2, 4, 8, 16):
         yield f"planted rank {rank}", _planted(rank, work)
 
 
