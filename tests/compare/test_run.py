@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,16 @@ from scipy.special import log_softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
+from rankwise.base.load import BaseModel
+from rankwise.compare import training
 from rankwise.compare.directory import read_comparison
+from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
+from rankwise.records import Trial
+from rankwise.tasks.task import Task
 from tests.compare.runs import KilledError, journal, numbers
 from tests.data import sentences
 from tests.models import save_model
@@ -449,21 +455,71 @@ def test_the_recommendation_is_the_decision_on_the_scores_on_disk(
         assert json.loads((finished.adapter / "adapter_config.json").read_text())["r"] == found.rank
 
 
-def test_packs_that_did_not_fit_are_divided_on_resume(
+def _short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """From now on a pack of more than so many trials does not fit."""
+    run_pack = training.run_pack
+
+    def only_small(base: BaseModel, task: Task, trials: Sequence[Trial], *others: Any, **options: Any) -> Any:
+        if len(trials) > most:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            )
+        return run_pack(base, task, trials, *others, **options)
+
+    monkeypatch.setattr(training, "run_pack", only_small)
+
+
+@pytest.mark.parametrize("pack_size", [None, 4])
+def test_packs_that_do_not_fit_are_halved_and_nothing_done_is_lost(
+    finished: RankComparison,
+    config: ComparisonConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pack_size: int | None,
+) -> None:
+    _short_of_memory(monkeypatch, most=1)
+    halved = run_rank_comparison(replace(config, pack_size=pack_size), run=tmp_path / "run")
+    assert [event["size"] for event in journal(halved.run, "out of memory")] == [2, 1]
+    trained = journal(halved.run, "trained")
+    assert {len(event["status"]) for event in trained} == {1}
+    assert sum(len(event["status"]) for event in trained) == sum(
+        len(event["status"]) for event in journal(finished.run, "trained")
+    )
+    for one, other in zip(halved.experiments, finished.experiments, strict=True):
+        assert (one.rank, one.learning_rate) == (other.rank, other.learning_rate)
+        assert one.nll == pytest.approx(other.nll, rel=1e-3)
+
+
+def test_a_halved_run_that_is_killed_ends_with_the_same_numbers(
     config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*arguments: object, **options: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    small = replace(config, steps=4)
+    _short_of_memory(monkeypatch, most=2)
+    whole = run_rank_comparison(small, run=tmp_path / "whole")
+    append = Journal.append
+
+    def kill(self: Journal, event: str, **values: Any) -> None:
+        append(self, event, **values)
+        if event == "out of memory":
+            raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("rankwise.compare.training.run_pack", no_memory)
+        patched.setattr(Journal, "append", kill)
+        with pytest.raises(KilledError):
+            run_rank_comparison(small, run=tmp_path / "run")
+    run_rank_comparison(small, run=tmp_path / "run", resume=True)
+    assert numbers(tmp_path / "run") == numbers(whole.run)
+
+
+def test_where_one_trial_does_not_fit_it_is_told_and_the_run_can_go_on(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        _short_of_memory(patched, most=0)
         with pytest.raises(RunError, match="out of memory: go on with a smaller --pack-size and --resume"):
             run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")
-    run_rank_comparison(replace(config, steps=4, pack_size=1), run=tmp_path / "run", resume=True)
+    run_rank_comparison(replace(config, steps=4), run=tmp_path / "run", resume=True)
     assert {len(event["status"]) for event in journal(tmp_path / "run", "trained")} == {1}
-    first, divided = journal(tmp_path / "run", "plan")[:2]
-    assert (divided["start"], divided["stop"]) == (first["start"], first["stop"])
-    assert [len(plan["packs"]) for plan in (first, divided)] == [2, 8]
 
 
 def test_a_model_that_was_changed_meanwhile_cannot_go_on(config: ComparisonConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 A leg is journaled with its packs before they train, and a run that goes on trains the journaled packs first.
 Then every later leg follows from the same results, so the numbers do not depend on where the run was killed.
+Where memory is short for a pack, what is left of its leg is planned anew in packs of half its size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
 from rankwise.train.cost import StepCost, measure_costs
-from rankwise.train.heap import give_back_freed_memory
+from rankwise.train.heap import give_back_freed_memory, is_out_of_memory
 from rankwise.train.loop import StepReport, TrainedTrial, run_pack
 
 
@@ -57,7 +58,14 @@ def train(
         out = dropped(prepared.config, settings.rungs, results)
         observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
         for pack in packs:
-            results |= _train_pack(prepared, directory, journal, pack, observe)
+            try:
+                results |= _train_pack(prepared, directory, journal, pack, observe)
+            except Exception as error:
+                if len(pack.trials) == 1 or not is_out_of_memory(error):
+                    raise
+                size = -(-len(pack.trials) // 2)
+                journal.append("out of memory", pack=pack.id, size=size)
+                break
     return settled(prepared.config, settings.rungs, results)
 
 
@@ -113,15 +121,21 @@ def free_bytes(device: torch.device) -> int:
 
 def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepCost]) -> int:
     """The pack size that was found when the run began with these ranks: less memory may be free at a later start."""
+    most = _most_trials(prepared, journal)
     if prepared.config.pack_size is not None:
-        return prepared.most_trials
+        return most
     ranks = list(prepared.config.ranks)
     for event in journal.of("pack size"):
         if event["ranks"] == ranks:
-            return int(event["size"])
+            return min(most, int(event["size"]))
     size = pack_size(prepared, costs)
     journal.append("pack size", ranks=ranks, size=size)
-    return size
+    return min(most, size)
+
+
+def _most_trials(prepared: Prepared, journal: Journal) -> int:
+    """How many trials a pack may have: what is asked for, and no more than half of one that memory was short for."""
+    return min([prepared.most_trials, *(int(event["size"]) for event in journal.of("out of memory"))])
 
 
 def _packs(
@@ -130,10 +144,10 @@ def _packs(
     """The packs that come next: those that are journaled and not trained, else those of the next leg."""
     config, rungs = prepared.config, prepared.settings.rungs
     untrained = _untrained(journal)
-    if untrained and max(len(pack.trials) for pack in untrained) <= prepared.most_trials:
+    if untrained and max(len(pack.trials) for pack in untrained) <= _most_trials(prepared, journal):
         return untrained
     if untrained:
-        # Larger than what is asked for now: they may not have fitted.
+        # They did not fit, or smaller ones are asked for now.
         leg: Leg | None = _joined(untrained)
     else:
         leg = next_leg(config, rungs, results, [trial for trial in results if directory.checkpoint(trial.id).exists()])

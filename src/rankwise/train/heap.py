@@ -46,9 +46,13 @@ def out_of_memory_told(advice: str) -> Iterator[None]:
     """Out of memory in one line, on whatever device, with what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On a CPU torch has no class of its own for this.
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not re.search("allocate memory|not enough memory", str(error)):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise RunError(f"out of memory: {advice}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch has no class of its own for this.
+    on_cpu = isinstance(error, RuntimeError) and re.search("allocate memory|not enough memory", str(error)) is not None
+    return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
