@@ -9,6 +9,7 @@ LoRA on all linear layers, and the classifier.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -50,6 +52,7 @@ class User:
     def __post_init__(self) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")  # peft asks by the old name
         object.__setattr__(self, "tokenizer", AutoTokenizer.from_pretrained(locate(self.config.model)))
         caps = {name: getattr(self.config, f"max_{name}") for name in ("train_examples", "validation_examples")}
         task = load_docmatch(
@@ -92,7 +95,13 @@ class User:
         return DataCollatorWithPadding(self.tokenizer) if self.tuned else default_data_collator
 
     def trainer(
-        self, model: Any, trial: Trial, directory: Path, steps: int, callback: TrainerCallback | None = None, **more: Any
+        self,
+        model: Any,
+        trial: Trial,
+        directory: Path,
+        steps: int,
+        callback: TrainerCallback | None = None,
+        **more: Any,
     ) -> Trainer:
         """A Trainer at its defaults, except for what the comparison says, and with nothing to write or show."""
         arguments = TrainingArguments(
@@ -113,7 +122,7 @@ class User:
             disable_tqdm=True,
             **more,
         )
-        return Trainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=self.rows(self.task.train),
@@ -121,6 +130,8 @@ class User:
             data_collator=self.collator,
             callbacks=[] if callback is None else [callback],
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
 
 def losses_of(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
