@@ -5,6 +5,7 @@ A study lies in a data base of its own, so one that was cut off goes on with its
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,7 @@ class _Report(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **others: Any) -> None:
         self.trial.report(metrics["eval_loss"], state.global_step)
-        if self.trial.should_prune():
+        if state.global_step < state.max_steps and self.trial.should_prune():
             raise optuna.TrialPruned
 
 
@@ -39,7 +40,8 @@ def search(config: ComparisonConfig, habit: Habit, work: Path, repeat: int, trai
     """
     assert config.steps is not None
     work.mkdir(parents=True, exist_ok=True)
-    every = max(1, config.steps // config.evaluations)
+    every = math.ceil(config.steps / config.evaluations)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{work / f'study-{repeat}.db'}",
         study_name="rank",
@@ -58,8 +60,10 @@ def search(config: ComparisonConfig, habit: Habit, work: Path, repeat: int, trai
         ours = config.trial(rank, trial.suggest_float("learning_rate", *rates, log=True), repeat)
         with TemporaryDirectory() as directory:
             more = {"eval_strategy": "steps", "eval_steps": every}
-            trainer = user.trainer(user.model(ours), ours, Path(directory), config.steps, _Report(trial), **more)
+            report = _Report(trial)
+            trainer = user.trainer(user.model(ours), ours, Path(directory), config.steps, report, **more)
             trainer.train()
+            trainer.remove_callback(report)  # the end is no rung
             return float(trainer.evaluate()["eval_loss"])
 
     study.optimize(objective, n_trials=max(0, left))
