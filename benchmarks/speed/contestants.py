@@ -61,8 +61,7 @@ def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, WARM_UP + steps)
-    rows = user.rows(user.task.train)
-    batches = _forever(DataLoader(rows, config.batch_size, shuffle=True, collate_fn=user.collator))  # type: ignore[arg-type]
+    batches = _forever(DataLoader(user.train, config.batch_size, shuffle=True, collate_fn=user.collator))  # type: ignore[arg-type]
 
     def step(number: int) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=user.tuned):

@@ -53,7 +53,7 @@ def train_one(user: User, trial: Trial) -> dict[str, object]:
         marks.append(time.perf_counter())
         validation = trainer.evaluate()["eval_loss"]
         marks.append(time.perf_counter())
-        logits = np.asarray(trainer.predict(user.rows(user.task.test)).predictions)
+        logits = np.asarray(trainer.predict(user.test).predictions)
         marks.append(time.perf_counter())
     nll, correct = losses_of(logits, user.task.test.labels)
     return {

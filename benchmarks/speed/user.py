@@ -48,6 +48,9 @@ class User:
     habit: Habit
     task: Task = field(init=False)
     tokenizer: Any = field(init=False)
+    train: datasets.Dataset = field(init=False)
+    validation: datasets.Dataset = field(init=False)
+    test: datasets.Dataset = field(init=False)
 
     def __post_init__(self) -> None:
         logging.set_verbosity_error()
@@ -59,6 +62,8 @@ class User:
             self.tokenizer, self.config.max_length, **caps, test_examples=self.config.max_test_examples
         )
         object.__setattr__(self, "task", task)
+        for name in ("train", "validation", "test"):
+            object.__setattr__(self, name, self._rows(getattr(task, name)))
 
     @property
     def tuned(self) -> bool:
@@ -81,7 +86,7 @@ class User:
         lora = LoraConfig(r=trial.rank, lora_alpha=trial.alpha, target_modules="all-linear", task_type="SEQ_CLS")
         return get_peft_model(base, lora)
 
-    def rows(self, split: Split) -> datasets.Dataset:
+    def _rows(self, split: Split) -> datasets.Dataset:
         """The split, tokenised already; padded where the habit is to pad all rows alike."""
         columns = {"input_ids": split.input_ids, "token_type_ids": split.token_type_ids}
         rows = {name: [of[row].tolist() for row in range(len(split))] for name, of in columns.items() if of is not None}
@@ -125,8 +130,8 @@ class User:
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=self.rows(self.task.train),
-            eval_dataset=self.rows(self.task.validation),
+            train_dataset=self.train,
+            eval_dataset=self.validation,
             data_collator=self.collator,
             callbacks=[] if callback is None else [callback],
         )

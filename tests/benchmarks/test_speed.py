@@ -48,7 +48,7 @@ def test_a_user_of_the_trainer_trains_on_the_same_examples(
 ) -> None:
     user = User(CONFIG, habit)
     ours = collate(prepared.task.train, np.arange(8), prepared.task.pad_token_id)
-    theirs = user.collator([dict(row) for row in user.rows(user.task.train)])
+    theirs = user.collator([dict(row) for row in user.train])
     length = ours.input_ids.shape[1]
     for name, mine in {**ours.inputs, "labels": ours.labels}.items():
         assert theirs[name].reshape(8, -1)[:, :length].equal(mine.reshape(8, -1)), name
@@ -64,7 +64,7 @@ def test_the_trainer_and_a_pack_learn_the_same_few_examples_by_heart(prepared: P
     user = User(CONFIG, "as is")
     trainer = user.trainer(user.model(TRIAL), TRIAL, tmp_path, 30)
     trainer.train()
-    nll, correct = losses_of(trainer.predict(user.rows(user.task.train)).predictions, user.task.train.labels)
+    nll, correct = losses_of(trainer.predict(user.train).predictions, user.task.train.labels)
     assert nll.mean() < 0.3
     assert correct.mean() == 1
 
