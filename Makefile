@@ -13,8 +13,9 @@ EXTRAS_test := offline,quant,test
 EXTRAS_lint := offline,quant,test,dev
 EXTRAS_check := offline,quant,test,dev,trackers,docs
 EXTRAS_docs := docs
+EXTRAS_bench := offline
 
-.PHONY: help demo test lint check docs
+.PHONY: help demo test lint check docs bench
 
 help: ## Show the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -38,6 +39,11 @@ check: .venv/.installed-check lint ## Check everything: lint, then all tests, sl
 docs: .venv/.installed-docs ## Build the documentation into docs/_build
 	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs docs/_build
 	@echo docs/_build/index.html
+
+bench: .venv/.installed-bench ## Measure start-up, and training's speed in one short round, on this machine's CPU
+	@mkdir -p runs
+	$(BIN)/python -m benchmarks.speed.startup --out runs/startup.json
+	$(BIN)/python -m benchmarks.speed.throughput --rounds 1 --examples 64 --out runs/throughput_cpu.json
 
 # torch goes first and alone: whatever else is asked for then resolves against the pinned one.
 .venv/.installed-%: .venv/.created constraints.txt pyproject.toml

@@ -17,8 +17,7 @@ import dataclasses
 import gc
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ import numpy as np
 import peft
 import torch
 import transformers
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from benchmarks.speed.measure import WARM_UP, Step, frozen_flops, peak_flops, seconds
 from rankwise.base.load import DTYPES, BaseModel, describe_base, pick_device, pick_dtype
-from rankwise.base.shapes import linear_layers, match_targets
+from rankwise.base.shapes import match_targets
 from rankwise.base.source import find_config
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
@@ -48,8 +47,6 @@ PACKS: dict[str, tuple[int, ...]] = {
     "8 of ranks 4 to 32": (4, 4, 8, 8, 16, 16, 32, 32),
     "16": (16,) * 16,
 }
-
-Step = Callable[[int], None]
 
 
 def random_base(model: str, dtype: Any, device: torch.device) -> BaseModel:
@@ -88,22 +85,10 @@ def batches(steps: int, batch_size: int) -> list[np.ndarray]:
     return [np.arange(step * batch_size, (step + 1) * batch_size) % EXAMPLES for step in range(steps)]
 
 
-def seconds(step: Step, device: torch.device, steps: int) -> float:
-    """A step's mean over so many, after two that are not timed."""
-    step(0)
-    step(1)
-    _wait(device)
-    started = time.perf_counter()
-    for number in range(steps):
-        step(2 + number)
-    _wait(device)
-    return (time.perf_counter() - started) / steps
-
-
 def timed_pack(base: BaseModel, task: Task, ranks: Sequence[int], batch_size: int, steps: int) -> dict[str, float]:
     targets = match_targets(base.model, "all-linear")
     trials = [Trial(rank, float(rank), False, 1e-4 * (1 + position), 0) for position, rank in enumerate(ranks)]
-    rows = batches(steps + 2, batch_size)
+    rows = batches(steps + WARM_UP, batch_size)
     with attached(base, trials, targets) as pack:
         optimizer = PackOptimizer(pack, TrainingSettings(steps=1000, batch_size=batch_size))
         return measured(lambda number: train_step(pack, optimizer, task, [rows[number]], number), base.device, steps)
@@ -118,7 +103,7 @@ def timed_peft(base: BaseModel, task: Task, rank: int, batch_size: int, steps: i
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     ids = [
         torch.from_numpy(np.stack([task.train.input_ids[row] for row in rows]).astype(np.int64))
-        for rows in batches(steps + 2, batch_size)
+        for rows in batches(steps + WARM_UP, batch_size)
     ]
 
     def step(number: int) -> None:
@@ -142,31 +127,6 @@ def measured(step: Step, device: torch.device, steps: int) -> dict[str, float]:
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
-
-
-def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Of a large matrix product on random numbers: the median of ten."""
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(13):
-        _wait(device)
-        started = time.perf_counter()
-        left @ right
-        _wait(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times[3:])
-
-
-def must_do(model: nn.Module) -> int:
-    """Floating-point operations a token: forward and input gradient of every frozen linear layer, and of the head."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return 4 * (sum(layer.weights for layer in linear_layers(model)) + head.weight.numel())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:
@@ -206,7 +166,7 @@ def main() -> None:
                 "step_seconds": step,
                 "tokens_per_second_of_all_trials": count * tokens / step,
                 "times_peft": count * alone / step,
-                "share_of_peak": count * tokens * must_do(base.model) / step / peak,
+                "share_of_peak": count * tokens * frozen_flops(base.model) / step / peak,
                 "peak_bytes": max((one["peak_bytes"] for one in found if "peak_bytes" in one), default=None),
                 "rounds": [one["seconds"] for one in found],
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 _STARTED = time.monotonic()
-_PACKAGES = ("rankwise", "torch", "transformers", "numpy", "scipy")
+_PACKAGES = ("rankwise", "torch", "transformers", "peft", "numpy", "scipy")
 
 
 def parse_arguments(description: str | None, comparisons: int) -> argparse.Namespace:
@@ -29,11 +30,12 @@ def parse_arguments(description: str | None, comparisons: int) -> argparse.Names
 
 
 def write_record(out: Path, module: str, settings: Mapping[str, object], findings: Mapping[str, object]) -> None:
-    """Write command, versions, settings and findings; show the findings."""
+    """Write command, versions, hardware, settings and findings; show the findings."""
     record = {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
+        "hardware": hardware(),
         "settings": settings,
         "findings": findings,
         "wall_seconds": round(time.monotonic() - _STARTED),
@@ -41,6 +43,19 @@ def write_record(out: Path, module: str, settings: Mapping[str, object], finding
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(json.dumps(findings, indent=2, ensure_ascii=False))
+
+
+def hardware() -> dict[str, object]:
+    """The processor's name, where Linux tells it, its cores, and how busy the machine has been lately."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "machine": platform.machine(),
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load over 15 minutes, at the end": round(os.getloadavg()[2], 2),
+    }
 
 
 def proportion(count: int, of: int) -> dict[str, object]:

@@ -1,0 +1,108 @@
+"""Who runs in the throughput benchmark. Each takes `epoch_steps` steps after some that are not timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, get_linear_schedule_with_warmup
+
+from benchmarks.speed.measure import WARM_UP, must_do, peak_flops, seconds
+from benchmarks.speed.user import Habit, User
+from rankwise.base.load import DTYPES
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.prepare import Prepared, prepare
+from rankwise.lora.attach import attached
+from rankwise.records import Trial
+from rankwise.tasks.task import training_rows
+from rankwise.train.loop import PackOptimizer, train_step
+
+CPU = torch.device("cpu")
+RATE = 1e-3
+
+
+def quiet(text: str, share: float | None = None) -> None:
+    return None
+
+
+def epoch_steps(config: ComparisonConfig) -> int:
+    assert config.max_train_examples is not None
+    return math.ceil(config.max_train_examples / config.batch_size)
+
+
+def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
+    """Seconds a step of this project's pack of so many trials, which differ in their learning rates."""
+    prepared = prepare(config, quiet)
+    steps = epoch_steps(config)
+    rows = list(islice(training_rows(prepared.task.train.input_ids.lengths, config.batch_size, 0), WARM_UP + steps))
+    with attached(prepared.base, _trials(config, rank, trials), prepared.targets) as pack:
+        optimizer = PackOptimizer(pack, prepared.settings)
+        return seconds(lambda number: train_step(pack, optimizer, prepared.task, [rows[number]], number), CPU, steps)
+
+
+def _trials(config: ComparisonConfig, rank: int, trials: int) -> list[Trial]:
+    return [config.trial(rank, RATE / (1 + position), 0) for position in range(trials)]
+
+
+def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:
+    """Seconds a step of PEFT in a loop as PyTorch's tutorials have it, without a Trainer.
+
+    Who writes the loop has no sampler that groups rows by length.
+    """
+    user, steps = User(config, habit), epoch_steps(config)
+    model = user.model(config.trial(rank, RATE, 0)).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, WARM_UP + steps)
+    batches = _forever(DataLoader(user.train, config.batch_size, shuffle=True, collate_fn=user.collator))  # type: ignore[arg-type]
+
+    def step(number: int) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=user.tuned):
+            loss = model(**next(batches)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+    return seconds(step, CPU, steps)
+
+
+def _forever(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+class _Clock(TrainerCallback):
+    """Seconds of the steps after `WARM_UP`."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.ended = time.perf_counter()
+        if state.global_step == WARM_UP:
+            self.started = self.ended
+
+
+def time_trainer(config: ComparisonConfig, rank: int, habit: Habit) -> float:
+    """Seconds a step of PEFT under transformers' Trainer."""
+    user, clock, steps = User(config, habit), _Clock(), epoch_steps(config)
+    trial = config.trial(rank, RATE, 0)
+    with TemporaryDirectory() as directory:
+        user.trainer(user.model(trial), trial, Path(directory), WARM_UP + steps, clock).train()
+    return (clock.ended - clock.started) / steps
+
+
+def measure_limit(config: ComparisonConfig, rank: int) -> tuple[float, float, float]:
+    """The machine's peak in the configuration's dtype; an example's operations, and tokens."""
+    prepared: Prepared = prepare(config, quiet)
+    peak = peak_flops(DTYPES[prepared.base.dtype], CPU)
+    return peak, must_do(prepared, rank), float(prepared.task.train.input_ids.lengths.mean())

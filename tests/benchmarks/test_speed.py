@@ -1,0 +1,92 @@
+"""The speed benchmark's contestants train the same thing: what takes less time must not be less work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from benchmarks.speed.contestants import quiet
+from benchmarks.speed.grid import best_rate, train_one, trials_of
+from benchmarks.speed.measure import must_do
+from benchmarks.speed.user import User, losses_of
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.prepare import Prepared, prepare
+from rankwise.tasks.task import collate
+from rankwise.train.loop import run_pack
+
+CONFIG = ComparisonConfig(
+    model="embedded",
+    task="docmatch",
+    ranks=(2, 4),
+    alpha=16.0,
+    learning_rates=(1e-3, 5e-3),
+    seeds=1,
+    steps=30,
+    batch_size=8,
+    max_length=16,
+    max_train_examples=8,
+    max_validation_examples=8,
+    max_test_examples=8,
+    evaluations=1,
+    dtype="float32",
+    device="cpu",
+)
+TRIAL = CONFIG.trial(4, 5e-3, 0)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepare(CONFIG, quiet)
+
+
+@pytest.mark.parametrize("habit", ["as is", "tuned"])
+def test_a_user_of_the_trainer_trains_on_the_same_examples(
+    prepared: Prepared, habit: Literal["as is", "tuned"]
+) -> None:
+    user = User(CONFIG, habit)
+    ours = collate(prepared.task.train, np.arange(8), prepared.task.pad_token_id)
+    theirs = user.collator([dict(row) for row in user.train])
+    length = ours.input_ids.shape[1]
+    for name, mine in {**ours.inputs, "labels": ours.labels}.items():
+        assert theirs[name].reshape(8, -1)[:, :length].equal(mine.reshape(8, -1)), name
+    assert theirs["attention_mask"].sum() == ours.attention_mask.sum()
+    trained = sum(parameter.numel() for parameter in user.model(TRIAL).parameters() if parameter.requires_grad)
+    assert trained == prepared.params(TRIAL.rank).total
+
+
+def test_the_trainer_and_a_pack_learn_the_same_few_examples_by_heart(prepared: Prepared, tmp_path: Path) -> None:
+    (ours,) = run_pack(prepared.base, prepared.task, [TRIAL], prepared.targets, prepared.settings)
+    assert ours.result.train_nll[0] > 0.5
+    assert ours.result.train_nll[-1] < 0.3
+    user = User(CONFIG, "as is")
+    trainer = user.trainer(user.model(TRIAL), TRIAL, tmp_path, 30)
+    trainer.train()
+    nll, correct = losses_of(trainer.predict(user.train).predictions, user.task.train.labels)
+    assert nll.mean() < 0.3
+    assert correct.mean() == 1
+
+
+def test_a_training_of_the_grid_leaves_a_score_of_each_test_example() -> None:
+    result = train_one(User(CONFIG, "tuned"), TRIAL)
+    assert len(result["nll"]) == len(result["correct"]) == 8  # type: ignore[arg-type]
+
+
+def test_each_rank_of_the_grid_has_the_rate_with_the_lowest_validation_loss() -> None:
+    results = {trial: {"validation_nll": abs(trial.learning_rate - 4e-3 / trial.rank)} for trial in trials_of(CONFIG)}
+    assert [best_rate(CONFIG, results, rank) for rank in CONFIG.ranks] == [1e-3, 1e-3]
+    assert best_rate(CONFIG, {trial: {"validation_nll": -trial.learning_rate} for trial in results}, 2) == 5e-3
+
+
+def test_the_products_that_must_be_done_are_two_passes_over_frozen_weights_and_three_over_adapters(
+    prepared: Prepared,
+) -> None:
+    frozen, adapter = 0, 0
+    for target in prepared.targets[:-1]:  # the pooler sees one token of each example
+        first = target.name.startswith("bert.encoder.layer.0.attention.self")
+        frozen += target.weights * (2 if first else 4)
+        adapter += 4 * (target.d_in * (2 if first else 3) + target.d_out * 3) * 2
+    tokens = prepared.task.train.input_ids.lengths.mean()
+    assert must_do(prepared, rank=4) == pytest.approx(tokens * (frozen + adapter), rel=0.01)
