@@ -95,7 +95,9 @@ def _next_step(
     observe: Callable[[Planned | StepReport], None],
     tell: Callable[[str], None],
 ) -> Step:
-    costs = step_costs(grown, journal, tell)
+    is_ladder = prepared.config.strategy == "ladder"
+    # How many trials a pack may have depends on the largest rank, which is a ladder's first.
+    costs = step_costs(prepared.as_grid(prepared.config.first_ranks) if is_ladder else grown, journal, tell)
     results = train(grown, directory, journal, costs, observe)
     config = grown.config.each_scaling[0]
     choice = choose(config, results)
@@ -106,7 +108,7 @@ def _next_step(
     baseline = validation_baseline(journal)
     chance = baseline.nll if grown.task.is_instruction else math.log(grown.task.outcomes)
     scale = Scale(config.metric, Margin(config.keep, config.margin), baseline, chance)
-    if prepared.config.strategy == "ladder":
+    if is_ladder:
         *smaller, largest = prepared.config.ranks
         whole = choice.by_rank.get(largest, ())
         cut = cut_losses(prepared, directory, journal, whole, smaller, config.metric, tell) if whole else {}

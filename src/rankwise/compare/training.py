@@ -120,13 +120,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _journaled_size(prepared: Prepared, journal: Journal, costs: dict[int, StepCost]) -> int:
-    """The pack size that was found when the run began with these ranks: less memory may be free at a later start."""
+    """The pack size that was found when the run came to this largest rank: less memory may be free at a later start."""
     most = _most_trials(prepared, journal)
     if prepared.config.pack_size is not None:
         return most
     ranks = list(prepared.config.ranks)
     for event in journal.of("pack size"):
-        if event["ranks"] == ranks:
+        if max(event["ranks"]) == max(ranks):
             return min(most, int(event["size"]))
     size = pack_size(prepared, costs)
     journal.append("pack size", ranks=ranks, size=size)
