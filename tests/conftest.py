@@ -6,8 +6,13 @@ import functools
 import gc
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
+
+# No test depends on how fast a machine is.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # Tiny models are faster on one thread, on a busy machine by far.
 torch.set_num_threads(1)

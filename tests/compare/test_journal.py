@@ -27,7 +27,7 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_kill_at_any_byte_loses_only_the_line_that_was_being_written(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

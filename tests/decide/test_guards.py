@@ -21,7 +21,7 @@ ORACLES: list[tuple[Callable[..., Any], Callable[..., float]]] = [
 
 
 @pytest.mark.parametrize(("metric", "oracle"), ORACLES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 2**32 - 1))
 def test_a_seeds_mean_is_the_metric(
     metric: Callable[..., Any], oracle: Callable[..., float], classes: int, examples: int, seed: int

@@ -233,7 +233,7 @@ def outcome(decision: Decision) -> tuple[Any, ...]:
     return decision.status, decision.rank, verdicts(decision), decision.better, limits
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(excesses, data_seeds)
 def test_the_order_of_seeds_and_examples_means_nothing(excess: list[float], seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -248,7 +248,7 @@ def test_the_order_of_seeds_and_examples_means_nothing(excess: list[float], seed
     assert outcome(again) == outcome(once)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(excesses, data_seeds, st.sampled_from([-8.0, -0.5, 0.25, 16.0]), st.sampled_from([0.25, 2.0]))
 def test_a_shift_or_another_unit_changes_no_verdict(excess: list[float], seed: int, shift: float, unit: float) -> None:
     losses, baseline = comparison(np.random.default_rng(seed), excess, examples=60)
@@ -259,7 +259,7 @@ def test_a_shift_or_another_unit_changes_no_verdict(excess: list[float], seed: i
     assert again.gain.low == pytest.approx(unit * once.gain.low, abs=1e-9)  # type: ignore[operator]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(excesses, data_seeds, st.data())
 def test_a_copy_of_a_rank_changes_no_other_verdict(excess: list[float], seed: int, data: st.DataObject) -> None:
     losses, baseline = comparison(np.random.default_rng(seed), excess, examples=60)
@@ -277,7 +277,7 @@ def test_a_copy_of_a_rank_changes_no_other_verdict(excess: list[float], seed: in
     assert again == [*once[:copied], once[copied], *once[copied:]]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(excesses, data_seeds)
 def test_verdicts_lie_in_order(excess: list[float], seed: int) -> None:
     """From the smallest rank up: some underfit, some are unresolved, the rest suffice."""
@@ -288,7 +288,7 @@ def test_verdicts_lie_in_order(excess: list[float], seed: int) -> None:
     assert found == sorted(found)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(excesses, data_seeds)
 def test_a_wider_margin_never_asks_for_a_larger_rank(excess: list[float], seed: int) -> None:
     losses, baseline = comparison(np.random.default_rng(seed), excess, examples=60)

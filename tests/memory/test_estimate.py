@@ -139,7 +139,7 @@ steps = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(steps, st.sampled_from(["llama", "gpt2", "bert"]), st.integers(1, 12), st.data())
 def test_more_of_anything_never_lowers_the_peak(step: StepSettings, architecture: str, rank: int, data: Any) -> None:
     config = tiny_config(architecture)

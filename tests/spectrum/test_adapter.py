@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def dense(pair: tuple[Tensor, Tensor]) -> np.ndarray:
 
 
 @given(pairs())
-@settings(deadline=None)
 def test_singular_values_are_those_of_the_whole_matrix(pair: tuple[Tensor, Tensor]) -> None:
     ours = singular_values(*pair).numpy()
     expected = np.linalg.svd(dense(pair), compute_uv=False)
@@ -47,7 +46,6 @@ def test_singular_values_are_those_of_the_whole_matrix(pair: tuple[Tensor, Tenso
 
 
 @given(pairs(), st.integers(1, 12))
-@settings(deadline=None)
 def test_truncation_is_the_nearest_matrix_of_its_rank_and_balanced(pair: tuple[Tensor, Tensor], rank: int) -> None:
     values = singular_values(*pair)
     rank = min(rank, len(values))
@@ -64,7 +62,6 @@ def test_truncation_is_the_nearest_matrix_of_its_rank_and_balanced(pair: tuple[T
 
 
 @given(pairs())
-@settings(deadline=None)
 def test_effective_ranks_lie_between_one_and_the_rank(pair: tuple[Tensor, Tensor]) -> None:
     values = singular_values(*pair)
     if values[0] > 0:
@@ -86,7 +83,6 @@ def test_effective_ranks_of_known_spectra() -> None:
 
 
 @given(st.lists(pairs(), min_size=1, max_size=4), st.floats(0.01, 0.999))
-@settings(deadline=None)
 def test_the_rank_for_a_share_is_the_smallest_that_keeps_it(many: list[tuple[Tensor, Tensor]], share: float) -> None:
     energy = energy_by_rank([singular_values(*pair) for pair in many])
     rank = rank_for(energy, share)

@@ -104,7 +104,7 @@ def test_declared_classes_keep_their_order_and_leave_out_what_never_occurs(load:
 
 
 @given(counts=st.lists(st.integers(3, 30), min_size=2, max_size=4), seed=st.integers(0, 100))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_missing_splits_are_cut_from_train(
     counts: list[int], seed: int, tokenizer: PreTrainedTokenizerFast, read_back: ReadBack
 ) -> None:
@@ -184,7 +184,7 @@ def test_repeats_within_one_split_are_no_leak(load: Callable[..., Task]) -> None
         max_size=3,
     )
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_text_is_on_two_sides(
     data: list[list[str]], tokenizer: PreTrainedTokenizerFast, read_back: ReadBack
 ) -> None:

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
@@ -108,7 +108,6 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 @given(texts=st.lists(words, min_size=1, max_size=8))
-@settings(deadline=None)
 def test_any_text_survives_a_file(suffix: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / f"data.{suffix}"
     WRITERS[suffix](path, [{"text": text, "label": "x"} for text in texts])
@@ -322,7 +321,6 @@ def test_the_csv_modules_field_limit_is_left_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 @given(content=st.binary(max_size=60) | st.text(',"\n\r\t{}:ab', max_size=60).map(str.encode))
-@settings(deadline=None)
 def test_no_content_whatever_gives_a_traceback(
     suffix: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
