@@ -22,17 +22,17 @@ from benchmarks.speed.halving import search
 from benchmarks.speed.measure import alone
 from benchmarks.speed.user import Habit
 from benchmarks.validity.record import write_record
-from rankwise.cli.demo import _DEMOS, DemoTask
+from rankwise.cli.demo import DEMOS, DemoTask
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.durable import write_file
 
-CONTESTANTS = ("rankwise", "Trainer", "Optuna")
+CONTESTANTS = ("rankwise", "rankwise, ladder", "Trainer", "Optuna")
 
 
 def rankwise(config: ComparisonConfig, work: Path) -> dict[str, object]:
     """Short enough to begin anew where it was cut off, so that its time is that of one start, data and all."""
-    kept, run = work / "rankwise.json", work / "rankwise"
+    kept, run = work / f"rankwise-{config.strategy}.json", work / f"rankwise-{config.strategy}"
     if kept.exists():
         found: dict[str, object] = json.loads(kept.read_text())
         return found
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--trainings", type=int, help="of a study; default: as many as the grid has")
     options = parser.parse_args()
     config = replace(
-        _DEMOS[DemoTask.CLASSIFICATION],
+        DEMOS[DemoTask.CLASSIFICATION],
         ranks=tuple(options.ranks),
         learning_rates=(1e-3, 2e-3),
         seeds=options.seeds,
@@ -86,6 +86,8 @@ def main() -> None:
     findings: dict[str, object] = {}
     if "rankwise" in options.only:
         findings["rankwise"] = alone(rankwise, config, options.work)
+    if "rankwise, ladder" in options.only:
+        findings["rankwise, ladder"] = alone(rankwise, replace(config, strategy="ladder"), options.work)
     if "Trainer" in options.only:
         grid = options.work / "grid"
         alone(train_grid, config, habit, grid)

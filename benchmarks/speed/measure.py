@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
@@ -27,8 +26,9 @@ WARM_UP = 2  # steps that are not timed
 
 def alone(function: Callable[..., Result], *arguments: object) -> Result:
     """The function's result in a fresh process, so that contestants share no allocator, caches or settings."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    # A pool of multiprocessing ends its process when this one is interrupted; that of concurrent.futures waits for it.
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def seconds(step: Step, device: torch.device, steps: int) -> float:

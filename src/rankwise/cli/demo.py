@@ -21,7 +21,7 @@ class DemoTask(StrEnum):
 # Chosen so that two CPU cores finish in minutes: short texts, few steps. In so little training seeds agree on no less
 # than a few points of accuracy, so the first one's margin is three. One alpha for all ranks, with alpha/rank, gives
 # them about the same best learning rate; with alpha = rank the rate that rank 4 wants kills rank 32.
-_DEMOS = {
+DEMOS = {
     DemoTask.CLASSIFICATION: ComparisonConfig(
         model="embedded",
         task="docmatch",
@@ -81,7 +81,7 @@ def demo(
     rankwise demo --run runs/demo
     """
     config = ComparisonConfig.from_mapping(
-        _DEMOS[task].to_dict() | {"seeds": seeds, "first_seed": first_seed, "report_to": report_to},
+        DEMOS[task].to_dict() | {"seeds": seeds, "first_seed": first_seed, "report_to": report_to},
         origin="the command line",
     )
 
