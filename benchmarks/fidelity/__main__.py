@@ -3,8 +3,8 @@
 The truth is what the grid says: the smallest rank that is shown to suffice, or, where smaller ones are unresolved, any
 of them too. Three ways are scored: the ladder's answer; the cut alone, that is the smallest rank to
 which one trained adapter of the largest can be cut without losing more than the margin, once a seed; and the probe,
-once a seed. Regret is the test NLL that following loses to the grid's answer, by the grid's own trials, with 95 %
-limits over seeds and examples. Costs are of this run, all on the same machine, one after another, without loading.
+once a seed. Regret is what following loses on test to the grid's answer, in the metric that decides, by the grid's
+own trials, with 95 % limits over seeds and examples. Costs are of this run, all on the same machine, one after another, without loading.
 
     python -m benchmarks.fidelity --out benchmarks/results/fidelity.json --work /tmp/fidelity
 
@@ -143,7 +143,8 @@ class Truth:
         directory = RunDirectory(self.grid.run)
         (row,) = [row for row in self.grid.experiments if row.rank == rank]
         trials = [self.config.trial(rank, row.learning_rate, seed) for seed in self.config.seed_numbers]
-        return read_stacked(directory, [directory.trial(trial) for trial in trials]).nll
+        scores = read_stacked(directory, [directory.trial(trial) for trial in trials])
+        return scores.nll if self.config.metric == "nll" else 1 - scores.correct
 
 
 def _cut_ranks(prepared: Prepared, ladder: RankComparison, journal: Journal) -> list[int]:

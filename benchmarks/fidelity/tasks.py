@@ -17,10 +17,11 @@ RANKS = (1, 2, 4, 8, 16, 32)
 _PLANTED_STEPS, _PLANTED_BATCH = 300, 64
 _CHARACTERS = 400  # of a plain text, an example
 
-# One alpha for all ranks gives them about the same best learning rate. Margins are 5 % of the largest rank's gain.
+# One alpha for all ranks gives them about the same best learning rate. Margins are 5 % of the largest rank's gain, but
+# for docmatch, where within so few steps seeds agree on no less than a few points of accuracy.
 _COMMON: dict[str, Any] = {"ranks": RANKS, "alpha": 16.0, "seeds": 3, "batch_size": 16, "device": "cpu"}
 _ENCODER: dict[str, Any] = _COMMON | {
-    "learning_rates": (5e-4, 1.5e-3),
+    "learning_rates": (5e-4, 1e-3),
     "steps": 120,
     "max_validation_examples": 500,
     "max_test_examples": 2000,
@@ -29,15 +30,15 @@ _ENCODER: dict[str, Any] = _COMMON | {
 
 def tasks(work: Path) -> Iterator[tuple[str, ComparisonConfig]]:
     """The name and the full grid of every task; models and data that are made go to `work`."""
-    yield "docmatch", ComparisonConfig(task="docmatch", max_length=32, **_ENCODER)
-    if DATA.is_dir():
-        yield from _real_tasks()
     for rank in (2, 4, 8, 16):
         yield f"planted rank {rank}", _planted(rank, work)
+    if DATA.is_dir():
+        yield from _real_tasks()
+    yield "docmatch", ComparisonConfig(task="docmatch", max_length=32, metric="accuracy", margin=0.03, **_ENCODER)
 
 
 def _real_tasks() -> Iterator[tuple[str, ComparisonConfig]]:
-    for name, max_length in (("sst2", 32), ("trec", 24)):
+    for name, max_length in (("trec", 24), ("sst2", 32)):
         files = {split: DATA / name / f"{split}.csv" for split in ("train", "validation", "test")}
         given = {split: str(file) for split, file in files.items() if file.is_file()}
         yield name, ComparisonConfig(max_length=max_length, **given, **_ENCODER)
