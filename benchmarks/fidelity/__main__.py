@@ -1,10 +1,10 @@
 """How far can the cheap ways to a rank be trusted? Each is scored against the full grid on the same task.
 
 The truth is what the grid says: the smallest rank that is shown to suffice, or, where smaller ones are unresolved, any
-of them too. Three ways are scored: the ladder's answer; the cut alone, that is the smallest rank to
-which one trained adapter of the largest can be cut without losing more than the margin, once a seed; and the probe,
-once a seed. Regret is what following loses on test to the grid's answer, in the metric that decides, by the grid's
-own trials, with 95 % limits over seeds and examples. Costs are of this run, all on the same machine, one after another, without loading.
+of them too. Three ways are scored: the ladder's answer; the cut alone, that is the smallest rank to which one trained
+adapter of the largest can be cut without losing more than the margin, once a seed; and the probe, once a seed. Regret
+is what following loses on test to the grid's answer, in the metric that decides, by the grid's own trials, with 95 %
+limits over seeds and examples. Costs are of this run, on one machine, one after another, without loading.
 
     python -m benchmarks.fidelity --out benchmarks/results/fidelity.json --work /tmp/fidelity
 
