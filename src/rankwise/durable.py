@@ -1,13 +1,15 @@
 """Files and directories that are either whole or absent, whenever the process is killed.
 
-Written beside their place, flushed to the disk, then renamed.
+Written beside their place, flushed to the disk, then renamed. A digest that is kept with the data tells whether what is
+read is what was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -44,3 +46,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest(parts: Mapping[str, bytes | memoryview]) -> str:
+    """SHA-256 over names, lengths and bytes, whatever the order of the parts.
+
+    >>> digest({"a": b"1", "b": b"23"}) == digest({"b": b"23", "a": b"1"}) != digest({"a": b"12", "b": b"3"})
+    True
+    """
+    found = hashlib.sha256()
+    for name in sorted(parts):
+        found.update(f"{name} {memoryview(parts[name]).nbytes}\n".encode())
+        found.update(parts[name])
+    return found.hexdigest()

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.journal import Journal
-from rankwise.durable import write_directory, write_file
+from rankwise.durable import digest, write_directory, write_file
 from rankwise.errors import RunError, UserError
 from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
 
@@ -162,8 +162,7 @@ class RunDirectory:
                 "validation_accuracy": [at[step].accuracy if step in at else None for step in steps],
             }
         )
-        directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / "curve.parquet", curve.to_parquet)
+        _write_parquet(directory / "curve.parquet", curve)
 
     def read_result(self, trial: Trial, status: TrialStatus) -> TrialResult:
         curve = _read_parquet(self.trial(trial) / "curve.parquet")
@@ -185,13 +184,12 @@ class RunDirectory:
 
     def write_scores(self, directory: Path, split: Split, scores: Scores, name: str = SCORES) -> None:
         """Per-example scores of one trial, or of rank 0."""
-        directory.mkdir(parents=True, exist_ok=True)
         columns = {"example_id": split.example_ids, "nll": scores.nll[0], "correct": scores.correct[0]}
         if scores.predicted is not None:
             columns |= {"correct": scores.correct[0] == 1, "predicted": scores.predicted[0]}
         elif split.learned is not None:
             columns |= {"tokens": np.add.reduceat(split.learned.flat, split.learned.offsets[:-1])}
-        write_file(directory / name, pd.DataFrame(columns).to_parquet)
+        _write_parquet(directory / name, pd.DataFrame(columns))
 
     def read_scores(self, directory: Path, name: str = SCORES) -> pd.DataFrame:
         return _read_parquet(directory / name)
@@ -234,14 +232,30 @@ def write_json(path: Path, value: object) -> None:
     write_file(path, lambda beside: beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
+def _write_parquet(path: Path, table: pd.DataFrame) -> None:
+    table.attrs["sha256"] = _digest(table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, table.to_parquet)
+
+
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        table = pd.read_parquet(path)
+        if table.attrs.get("sha256") != _digest(table):
+            raise ValueError("its figures are not those that were written")
+    # What reads Parquet raises errors of many kinds for bytes that are none.
+    except Exception as error:
         raise RunError(
             f"{path} is missing or damaged ({' '.join(str(error).split())[:120]}); "
             "restore it from a copy, or start a new run"
         ) from error
+    return table
+
+
+def _digest(table: pd.DataFrame) -> str:
+    """Of all columns as float64, in which every figure of ours is exact; a missing one is NaN, be it of any type."""
+    columns = {str(name): pd.to_numeric(table[name]).to_numpy(np.float64, na_value=np.nan) for name in table}
+    return digest({name: np.where(np.isnan(values), np.nan, values).data for name, values in columns.items()})
 
 
 def _differences(there: Description, here: Description, test: Split) -> list[str]:

@@ -1,13 +1,15 @@
 """What happened in a run, in order: one JSON object a line, appended and flushed to the disk.
 
 A process can die while it writes, so a torn last line is what a kill looks like: it is dropped. A line
-that cannot be read anywhere else means that the file was damaged, and nothing is guessed.
+that cannot be read anywhere else, or is not what was written by its checksum, means that the file was damaged, and
+nothing is guessed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                self.events.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
+                self.events.append(_event(line))
+            except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
                     f"{path}, line {number}: damaged ({error}); restore the file from a copy, or start a new run"
                 ) from error
@@ -38,7 +40,7 @@ class Journal:
         """Record an event; it is on the disk when this returns."""
         record = {"event": event, **values}
         with self.path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
         self.events.append(record)
@@ -51,3 +53,15 @@ class Journal:
     def of(self, event: str) -> list[Event]:
         """All events of one kind, in order."""
         return [record for record in self.events if record["event"] == event]
+
+
+def _line(event: Event) -> bytes:
+    return json.dumps({**event, "crc32": zlib.crc32(json.dumps(event).encode())}).encode() + b"\n"
+
+
+def _event(line: bytes) -> Event:
+    event = dict(json.loads(line))
+    checksum = event.pop("crc32")
+    if zlib.crc32(json.dumps(event).encode()) != checksum:
+        raise ValueError("its checksum is another")
+    return event

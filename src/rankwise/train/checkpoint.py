@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rankwise.durable import write_file
+from rankwise.durable import digest, write_file
 from rankwise.errors import RunError
 from rankwise.lora.attach import Pack
 from rankwise.records import Evaluation, Trial
@@ -110,22 +110,31 @@ def _write(path: Path, states: Sequence[_TrialState]) -> None:
         for index, state in enumerate(states)
         for name in _TENSORS
     }
+    text = json.dumps(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda beside: save_file(tensors, beside, {"states": json.dumps(metadata)}))
+    write_file(path, lambda beside: save_file(tensors, beside, {"states": text, "sha256": _digest(text, tensors)}))
+
+
+def _digest(states: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest({"states": states.encode()} | {name: tensor.numpy().data for name, tensor in tensors.items()})
 
 
 def _read(path: Path) -> list[_TrialState]:
     try:
         with safe_open(path, framework="pt") as file:
-            return [
-                _TrialState(
-                    state["trial"],
-                    state["step"],
-                    tuple(Evaluation(**evaluation) for evaluation in state["evaluations"]),
-                    {name: file.get_tensor(f"{index}.{name}") for name in _TENSORS},
-                )
-                for index, state in enumerate(json.loads(file.metadata()["states"]))
-            ]
+            text, written = file.metadata()["states"], file.metadata()["sha256"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(text, tensors) != written:
+            raise ValueError("its bytes are not those that were written")
+        return [
+            _TrialState(
+                state["trial"],
+                state["step"],
+                tuple(Evaluation(**evaluation) for evaluation in state["evaluations"]),
+                {name: tensors[f"{index}.{name}"] for name in _TENSORS},
+            )
+            for index, state in enumerate(json.loads(text))
+        ]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
