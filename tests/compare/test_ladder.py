@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise import ComparisonConfig, RankComparison, plan_rank_comparison, run_rank_comparison
-from rankwise.compare.cut import cut
+from rankwise.compare.cut import cut, in_order
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.compare.journal import Journal
 from rankwise.compare.ladder import next_step
@@ -169,7 +169,7 @@ def test_a_cut_trial_is_the_nearest_update_of_its_rank(finished: RankComparison,
         adapter = read_adapter(finished.run / "trials" / name / "adapter", prepared.base, prepared.targets)
         rate = next(one.learning_rate for one in finished.experiments if one.rank == 4)
         whole, to = (config.trial(rank, rate, seed) for rank in (4, 2))
-        smaller = cut(adapter.state, prepared.targets, whole, to)
+        smaller = cut(in_order(adapter.state, prepared.targets), prepared.targets, whole, to)
         for target in prepared.targets:
             expected = update(adapter.state, target.name, whole)
             u, values, vt = torch.linalg.svd(expected, full_matrices=False)
@@ -194,7 +194,7 @@ def test_a_cut_wider_than_a_layer_is_filled_with_zeros(config: ComparisonConfig)
         f"{target.name}.lora_A.weight": torch.randn(whole.rank, target.d_in),
         f"{target.name}.lora_B.weight": torch.randn(target.d_out, whole.rank),
     }
-    smaller = cut(state, [target], whole, to)
+    smaller = cut(in_order(state, [target]), [target], whole, to)
     assert smaller[f"{target.name}.lora_A.weight"].shape == (to.rank, target.d_in)
     torch.testing.assert_close(
         update(smaller, target.name, to), update(state, target.name, whole), rtol=1e-4, atol=1e-4

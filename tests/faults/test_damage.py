@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
+from rankwise.compare.training import read_trained, state_digest
 from rankwise.errors import RunError, UserError
 from rankwise.lora.attach import attached
-from rankwise.lora.peft_io import read_adapter, write_adapter
+from rankwise.lora.peft_io import write_adapter
 from rankwise.records import Evaluation, Trial, TrialResult
 from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
 from rankwise.train.loop import PackOptimizer
@@ -68,12 +69,14 @@ def some_checkpoint(directory: Path) -> tuple[Path, Callable[[], Any]]:
 
 
 def some_adapter(directory: Path) -> tuple[Path, Callable[[], Any]]:
-    base = load_case("bert", directory / "model")
-    targets, path = targets_of(base, ["value"]), directory / "adapter"
-    write_adapter(path, base, TRIAL, random_state(base, TRIAL, targets), targets)
+    base, run, journal = load_case("bert", directory / "model"), RunDirectory(directory), Journal(directory / "journal")
+    targets, path = targets_of(base, ["value"]), run.trial(TRIAL) / "adapter"
+    state = random_state(base, TRIAL, targets)
+    write_adapter(path, base, TRIAL, state, targets)
+    journal.append("trained", sha256={TRIAL.id: state_digest(state)})
 
     def read() -> Any:
-        return {name: tensor.tolist() for name, tensor in read_adapter(path, base, targets).state.items()}
+        return {name: tensor.tolist() for name, tensor in read_trained(base, targets, run, journal, TRIAL).items()}
 
     return path / "adapter_model.safetensors", read
 
@@ -110,7 +113,7 @@ def test_what_is_read_is_what_was_written_or_an_error_names_the_file(
         # A torn last line of a journal is what a kill leaves: what it told is done again.
         assert found == (written[: len(found)] if kind == "journal" else written)
     else:
-        assert path.name in told
+        assert path.name in told or str(path.parent) in told
         assert "\n" not in told
 
 

@@ -13,8 +13,8 @@ from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Event, Journal
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
+from rankwise.compare.training import read_trained
 from rankwise.lora.attach import State, attached
-from rankwise.lora.peft_io import read_adapter
 from rankwise.records import Evaluation, Metric, Trial
 from rankwise.spectrum.adapter import one_thread, truncated
 from rankwise.train.loop import evaluate
@@ -50,16 +50,19 @@ def _score(
 ) -> Event:
     tell(f"cutting rank {trials[0].rank} to smaller ones")
     started = time.monotonic()
-    smaller = {
-        prepared.config.trial(rank, trial.learning_rate, trial.seed): trial for trial in trials for rank in ranks
+    base, targets = prepared.base, prepared.targets
+    ordered = {
+        trial.seed: (trial, in_order(read_trained(base, targets, directory, journal, trial), targets))
+        for trial in trials
     }
+    rate = trials[0].learning_rate
+    smaller = [prepared.config.trial(rank, rate, seed) for seed in ordered for rank in ranks]
     evaluations: dict[int, list[Evaluation]] = {rank: [] for rank in ranks}
-    for members in divide(list(smaller), prepared.most_trials):
-        with attached(prepared.base, members, prepared.targets) as pack:
+    for members in divide(smaller, prepared.most_trials):
+        with attached(base, members, targets) as pack:
             for index, trial in enumerate(pack.trials):
-                whole = smaller[trial]
-                adapter = read_adapter(directory.trial(whole) / "adapter", prepared.base, prepared.targets)
-                pack.load(index, cut(adapter.state, prepared.targets, whole, trial))
+                whole, state = ordered[trial.seed]
+                pack.load(index, cut(state, targets, whole, trial))
             scored = evaluate(pack.base, len(pack.trials), prepared.task, prepared.settings.steps)
             for trial, evaluation in zip(pack.trials, scored, strict=True):
                 evaluations[trial.rank].append(evaluation)
@@ -74,17 +77,31 @@ def _score(
     return journal.events[-1]
 
 
-def cut(state: State, targets: Sequence[LinearLayer], whole: Trial, to: Trial) -> State:
-    """A trial's state at another's smaller rank and scaling: the nearest update of that rank, heads as they are.
+def in_order(state: State, targets: Sequence[LinearLayer]) -> State:
+    """The same updates, directions in order: the first k rows of A and columns of B are the nearest of rank k.
 
-    Where a layer has fewer directions than that, the others are 0.
+    Where a layer has fewer directions than the rank, the others are 0.
     """
-    smaller = dict(state)
+    ordered = dict(state)
     with one_thread():
         for target in targets:
-            name_a, name_b = f"{target.name}.lora_A.weight", f"{target.name}.lora_B.weight"
-            a, b = truncated(state[name_a], state[name_b], to.rank)
-            lacking = to.rank - len(a)
-            smaller[name_a] = pad(a, (0, 0, 0, lacking)).float()
-            smaller[name_b] = pad(b * (whole.scaling / to.scaling), (0, lacking)).float()
+            name_a, name_b = _names(target)
+            rank = len(state[name_a])
+            a, b = truncated(state[name_a], state[name_b], rank)
+            ordered[name_a] = pad(a, (0, 0, 0, rank - len(a))).float()
+            ordered[name_b] = pad(b, (0, rank - len(a))).float()
+    return ordered
+
+
+def cut(ordered: State, targets: Sequence[LinearLayer], whole: Trial, to: Trial) -> State:
+    """A trial's state, its directions in order, at another's smaller rank and scaling; heads as they are."""
+    smaller = dict(ordered)
+    for target in targets:
+        name_a, name_b = _names(target)
+        smaller[name_a] = ordered[name_a][: to.rank]
+        smaller[name_b] = ordered[name_b][:, : to.rank] * (whole.scaling / to.scaling)
     return smaller
+
+
+def _names(target: LinearLayer) -> tuple[str, str]:
+    return f"{target.name}.lora_A.weight", f"{target.name}.lora_B.weight"

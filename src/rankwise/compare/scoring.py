@@ -14,8 +14,8 @@ from rankwise.compare.directory import RETAINED, SCORES, RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
+from rankwise.compare.training import read_trained
 from rankwise.lora.attach import attached
-from rankwise.lora.peft_io import read_adapter
 from rankwise.records import Baseline, Scores, Trial
 from rankwise.tasks.task import Split
 from rankwise.train.baseline import fit_baseline
@@ -71,8 +71,7 @@ def score_trials(
         started = time.monotonic()
         with attached(prepared.base, members, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):
-                adapter = read_adapter(directory.trial(trial) / "adapter", prepared.base, prepared.targets)
-                pack.load(index, adapter.state)
+                pack.load(index, read_trained(prepared.base, prepared.targets, directory, journal, trial))
             for split, missing, name in ((test, untested, SCORES), (retained, unread, RETAINED)):
                 if split is None or not missing:
                     continue

@@ -13,13 +13,19 @@ from dataclasses import asdict, dataclass
 
 import psutil
 import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
+from rankwise.base.load import BaseModel
+from rankwise.base.shapes import LinearLayer
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Event, Journal
 from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.schedule import Leg, dropped, next_leg, running, settled
-from rankwise.lora.peft_io import write_adapter
+from rankwise.durable import digest
+from rankwise.errors import UserError
+from rankwise.lora.attach import State
+from rankwise.lora.peft_io import read_adapter, write_adapter
 from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
@@ -200,8 +206,13 @@ def _train_pack(
     for one in trained:
         _keep(prepared, directory, one)
     results = {one.result.trial: one.result for one in trained}
-    status = {trial.id: result.status for trial, result in results.items()}
-    journal.append("trained", pack=pack.id, status=status, seconds=time.monotonic() - started)
+    journal.append(
+        "trained",
+        pack=pack.id,
+        status={trial.id: result.status for trial, result in results.items()},
+        sha256={one.result.trial.id: state_digest(one.state) for one in trained if one.result.status == "trained"},
+        seconds=time.monotonic() - started,
+    )
     _hand_over(directory, journal.events[-1])
     return results
 
@@ -213,6 +224,22 @@ def _hand_over(directory: RunDirectory, trained: Event) -> None:
         may_go_on = [trial for trial, status in trained["status"].items() if status == "dropped"]
         split_checkpoint(checkpoint, {trial: directory.checkpoint(trial) for trial in may_go_on})
         checkpoint.unlink()
+
+
+def read_trained(
+    base: BaseModel, targets: Sequence[LinearLayer], directory: RunDirectory, journal: Journal, trial: Trial
+) -> State:
+    """What a trial trained. Raises `UserError` where its adapter is not what was written."""
+    adapter = directory.trial(trial) / "adapter"
+    state = read_adapter(adapter, base, targets).state
+    written = {name: known for event in journal.of("trained") for name, known in event["sha256"].items()}
+    if state_digest(state) != written[trial.id]:
+        raise UserError(f"{adapter / SAFETENSORS_WEIGHTS_NAME} is damaged: its tensors are not those that were written")
+    return state
+
+
+def state_digest(state: State) -> str:
+    return digest({name: tensor.contiguous().numpy().data for name, tensor in state.items()})
 
 
 def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:

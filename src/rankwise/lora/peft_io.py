@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -21,15 +20,13 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer, head_modules, is_named, within
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID, locate
-from rankwise.durable import digest, write_directory
+from rankwise.durable import write_directory
 from rankwise.errors import UserError
 from rankwise.lora.attach import State
 from rankwise.lora.peft_files import PREFIX, foreign_settings, missing_weights, open_weights, read_settings
 from rankwise.records import Trial
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_DIGEST = "rankwise.sha256"  # in the metadata of what is written here
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def write_adapter(directory: Path, base: BaseModel, trial: Trial, state: State, 
 
     def write(beside: Path) -> None:
         config.save_pretrained(beside)
-        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, {"format": "pt", _DIGEST: _digest(tensors)})
+        save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
 
     write_directory(directory, write)
 
@@ -142,12 +139,4 @@ def _differences(found: Shapes, expected: Shapes) -> Iterator[str]:
 
 def _read_tensors(file: Path) -> State:
     with open_weights(file) as weights:
-        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-        written = (weights.metadata() or {}).get(_DIGEST)
-    if written is not None and written != _digest(tensors):
-        raise UserError(f"{file} is damaged: its tensors are not those that were written")
-    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return digest({name: tensor.reshape(-1).view(torch.uint8).numpy().data for name, tensor in tensors.items()})
+        return {name.removeprefix(PREFIX): weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118

@@ -124,9 +124,7 @@ def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, fl
     changed = {"r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     with open_weights(files.weights) as weights:
         tensors = {name: weights.get_tensor(name) for name in files.others}
-        metadata = {"format": "pt"} | {
-            key: text for key, text in (weights.metadata() or {}).items() if not key.startswith("rankwise.")
-        }
+        metadata = weights.metadata()
     with one_thread():
         for module, a, b in factors(files):
             new_a, new_b = truncated(a, b, ranks[module.name])
