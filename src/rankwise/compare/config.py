@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from rankwise.base.quantize import Quantization
 from rankwise.base.source import EMBEDDED_LM
 from rankwise.errors import UserError
+from rankwise.fidelity import LADDER
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
 from rankwise.values import (
@@ -118,7 +119,8 @@ class ComparisonConfig:
         "grid",
         one_of("grid", "escalate", "ladder"),
         "`grid` trains all ranks; `escalate` starts with two, doubles while the larger is better, else goes down; "
-        "`ladder` trains the largest, cuts it to the others, and trains those around the smallest cut that is as good.",
+        "`ladder` trains the largest, cuts it to the others, and trains those around the smallest cut that is as good. "
+        f"{LADDER}",
     )
     ranks: tuple[int, ...] = _option(
         None,

@@ -22,19 +22,21 @@ from rankwise.compare.results import choose
 from rankwise.compare.scoring import validation_baseline
 from rankwise.compare.training import Planned, free_bytes, step_costs, train
 from rankwise.decide.verdict import Margin
+from rankwise.fidelity import LADDER
 from rankwise.records import StopReason
 from rankwise.train.loop import StepReport
 
+_TRUST = {"ladder": (LADDER,)}
 _NAMES = {"escalate": "escalation", "ladder": "ladder"}  # in the journal, and what users are told
 
 
 @dataclass(frozen=True)
 class Grown:
-    """The grid of the ranks that were trained, why there are no more, and the way there in words."""
+    """The grid of the ranks that were trained, why there are no more, and the way there in sentences."""
 
     prepared: Prepared
     stopped: StopReason | None
-    path: str
+    notes: tuple[str, ...]
 
 
 def grow(
@@ -59,7 +61,7 @@ def grow(
         path = f"{name}: {path_text(steps)}"
         tell(path)
         if step.rank is None:
-            return Grown(grown, step.stopped, path)
+            return Grown(grown, step.stopped, (path, *_TRUST.get(config.strategy, ())))
         grown = grown.as_grid(sorted((*grown.config.ranks, step.rank)))
 
 

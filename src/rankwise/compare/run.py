@@ -137,7 +137,7 @@ def _compare(
         observe(Stage(text, share))
 
     baseline = score_baseline(prepared, directory, journal, tell)
-    grown = Grown(prepared, None, "")
+    grown = Grown(prepared, None, ())
     if prepared.config.strategy != "grid":
         grown = grow(prepared, directory, journal, observe, tell)
         prepared = grown.prepared
@@ -183,7 +183,7 @@ def _compare(
         adapter=directory.adapter,
         notes=(
             *prepared.notes,
-            *([grown.path] if grown.path else []),
+            *grown.notes,
             *first.notes,
             *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
             *notes_on_full,

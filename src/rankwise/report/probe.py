@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from rankwise.fidelity import PROBE
 from rankwise.records import ConfirmedSpectrum, RankPattern, RankProbe
 from rankwise.report.sheet import Heading, Sheet
 from rankwise.report.terminal import terminal_table
 from rankwise.report.text import DASH, bytes_text, isolated, seconds_text, share_text
 
-FIDELITY = "This is a hint and no measurement: how often such hints are right is in docs/probe.md."
 _HEADS = ("modules", "r at\n90 %", "r at\n95 %", "stable\nrank", "entropy\nrank", "confirmed")
 
 
@@ -58,7 +58,7 @@ def _lines(probe: RankProbe) -> Iterator[str]:
             "But the two halves agree no more than by chance, so that this rank says nothing: give more "
             "--examples or another learning rate, or compare."
         )
-    yield FIDELITY
+    yield f"This is a hint and no measurement. {PROBE}"
     yield (
         f"Capacity floor: rank {probe.capacity_floor} could hold the {probe.capacity_bits:,.0f} bits that the training "
         "data may have to tell. Poor alone: this rule has said 15 to 21 where 64 to 256 were needed."
