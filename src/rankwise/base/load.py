@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rankwise.base.first_token import compute_first_token_only_if_alike
 from rankwise.base.quantize import Quantization, quantization_config, stored_bytes
 from rankwise.base.shapes import head_modules, model_positions, require_causal, require_classifier, within
 from rankwise.base.source import explained, load_config, locate
@@ -189,6 +190,7 @@ def load_base(
     base = replace(base, quantize=quantize)
     _check_checkpoint(name, model, fresh, base.trained_modules, causal=causal)
     if not causal:
+        compute_first_token_only_if_alike(model)
         return base
     _check_causality(base)
     return replace(base, plain_head=_has_plain_head(base))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rankwise.base.first_token import compute_first_token_only, computes_first_token_only
 from rankwise.base.load import DTYPES, BaseModel, describe_base, remove_dropout
 from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.errors import UserError
@@ -45,6 +46,8 @@ def simulate_pack(
             config, dtype=DTYPES[base.dtype], attn_implementation=config._attn_implementation
         )
     remove_dropout(model)
+    if computes_first_token_only(base.model):
+        compute_first_token_only(model)
     with fake_tensors(cuda=cuda) as device:
         give_storage(model.requires_grad_(False).train(), device)
         base = replace(base, model=model, device=device)
