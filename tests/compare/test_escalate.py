@@ -212,6 +212,10 @@ def test_accuracy_has_a_margin_of_its_own_and_training_that_of_its_loss() -> Non
     assert (step.rank, step.found) == (32, ("8 loses 10 points to 16 (margin 3): it underfits",))
 
 
+def test_a_difference_of_rounding_is_none() -> None:
+    assert [scale(metric="accuracy").figure(loss) for loss in (-8.3e-17, 0.018, -0.0067)] == ["0", "1.8", "−0.67"]
+
+
 def trained(train: Sequence[float], *validation: tuple[float, float]) -> TrialResult:
     evaluations = tuple(Evaluation(step, nll, accuracy) for step, (nll, accuracy) in enumerate(validation, start=1))
     return TrialResult(Trial(8, 8.0, False, 1e-3, 0), "trained", tuple(train), evaluations)

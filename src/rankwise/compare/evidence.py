@@ -81,8 +81,9 @@ class Scale:
         return "nats" if self.metric == "nll" else "points"
 
     def figure(self, value: float) -> str:
-        """A loss in the unit; a true minus sign."""
-        return f"{value if self.metric == 'nll' else 100 * value:.2g}".replace("-", "−")
+        """A loss in the unit; a true minus sign, and none before what is 0 but for rounding."""
+        rounded = round(value if self.metric == "nll" else 100 * value, 12) + 0.0
+        return f"{rounded:.2g}".replace("-", "−")
 
 
 def weigh(
