@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path("benchmarks/results/fidelity.json")
@@ -28,14 +29,21 @@ def main() -> None:
 
 def sentence(way: str, record: Found) -> str:
     """What the program says of a ladder or a probe."""
-    found = record["findings"]["summary"][way]
+    tasks, found = record["findings"]["tasks"], record["findings"]["summary"][way]
     said = {"ladder": "the ladder's answer", "probe": "the rank that the probe named"}[way]
-    others = found["named"] - found["same"] - found["neighbour"]
-    tasks = f"{found['tasks']} tasks" + ("" if found["named"] == found["tasks"] else ", three seeds each,")
-    places = f"the full grid's in {found['same']} of {found['named']} and next to it in {found['neighbour']}"
-    further = f", further off in {others}" if others else ""
-    share = f"{100 * found['median_share_of_seconds']:.0f} %"
-    return f"On {tasks} {said} was {places}{further}, in {share} of its time (median): docs/fidelity.md."
+    seeds = "" if found["named"] == found["tasks"] else ", three seeds each,"
+    places = f"one that the full grid allows in {found['same']} of {found['named']}"
+    if found["same"] < found["named"]:
+        further = found["named"] - found["same"] - found["neighbour"]
+        places += f", next to that in {found['neighbour']}, further off in {further}"
+    places += f", losing {found['worst_regret_in_margins']:.1f} margins at worst"
+    if way == "ladder":
+        cost = (
+            f"{100 * median(task[way]['share_of_trial_steps'] for task in tasks.values()):.0f} % of its training steps"
+        )
+    else:
+        cost = f"{100 * found['median_share_of_seconds']:.0f} % of its time"
+    return f"On {found['tasks']} tasks{seeds} {said} was {places}, for {cost} (median): docs/fidelity.md."
 
 
 def page(record: Found) -> Iterator[str]:
@@ -44,7 +52,7 @@ def page(record: Found) -> Iterator[str]:
     yield f"`{record['command']}`"
     yield ""
     yield (
-        "| way | named | the grid's rank | next to it | further off | too small | too large "
+        "| way | named | allowed by the grid | next to that | further off | too small | too large "
         "| share of the grid's time, median | worst regret, in margins |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"

@@ -59,6 +59,9 @@ def probe(
 
     Of several learning rates the first is used. Test data are not scored.
 
+    On 6 tasks, three seeds each, the rank that the probe named was one that the full grid allows in 11 of 18, next to
+    that in 4, further off in 3, losing 9.2 margins at worst, for 5 % of its time (median): docs/fidelity.md.
+
     rankwise probe --task docmatch --max-length 32 --examples 512
     """
     config = configured(file, options)
