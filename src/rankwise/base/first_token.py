@@ -51,8 +51,9 @@ def compute_first_token_only_if_alike(model: PreTrainedModel) -> None:
     layer = _last_layer(model)
     if layer is None or _cross_attention(type(layer)) is None or getattr(model.config, "is_decoder", False):
         return
-    ids = torch.arange(8, device=model.device).remainder(model.get_input_embeddings().num_embeddings).view(2, 4)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=model.device)
+    # Two tokens, since a model may have no more positions than that; one is padding.
+    ids = torch.arange(4, device=model.device).remainder(model.get_input_embeddings().num_embeddings).view(2, 2)
+    mask = torch.tensor([[1, 1], [1, 0]], device=model.device)
 
     def logits() -> Tensor:
         found: Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
