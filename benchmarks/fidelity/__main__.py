@@ -158,7 +158,7 @@ def _cut_ranks(prepared: Prepared, ladder: RankComparison, journal: Journal) -> 
     for seed in config.seed_numbers:
         trial: Trial = config.trial(largest, rate, seed)
         best = Evidence.of([results[trial]], config.metric)
-        losses = cut_losses(prepared, directory, journal, [trial], smaller, config.metric, lambda text: None)
+        losses = cut_losses(prepared, directory, journal, [trial], smaller, lambda text: None)
         lost = {rank: loss - best.losses[0] for rank, loss in losses.items()}
         ranks.append(knee(config.ranks, lost, scale.delta(best)))
     return ranks

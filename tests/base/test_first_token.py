@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.models.bert import modeling_bert
 
 from rankwise.base.first_token import compute_first_token_only_if_alike, computes_first_token_only
 from rankwise.base.load import load_base
@@ -62,6 +63,20 @@ def test_a_head_that_reads_all_tokens_keeps_the_whole_layer(tmp_path: Path) -> N
     compute_first_token_only_if_alike(model)
     assert not computes_first_token_only(model)
     assert torch.equal(model(**some_batch()).logits, before)
+
+
+def test_a_cross_attention_that_cannot_be_called_so_keeps_the_whole_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*arguments: object, **options: object) -> None:
+        raise TypeError("another signature")
+
+    monkeypatch.setattr(modeling_bert.BertCrossAttention, "forward", refuses)
+    base = load_case("bert", tmp_path)
+    assert not computes_first_token_only(base.model)
+    plain = load_reference(base)
+    plain.load_state_dict(base.model.state_dict())
+    torch.testing.assert_close(base.model(**some_batch()).logits, plain(**some_batch()).logits)
 
 
 def test_a_model_in_bfloat16_too(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from rankwise.compare.journal import Event, Journal
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.training import read_trained
-from rankwise.lora.attach import State, attached
-from rankwise.records import Evaluation, Metric, Trial
+from rankwise.lora.attach import State, attached, factor_names
+from rankwise.records import Evaluation, Trial
 from rankwise.spectrum.adapter import one_thread, truncated
 from rankwise.train.loop import evaluate
 
@@ -26,17 +26,16 @@ def cut_losses(
     journal: Journal,
     trials: Sequence[Trial],
     ranks: Sequence[int],
-    metric: Metric,
     tell: Callable[[str], None],
 ) -> dict[int, float]:
     """Mean losses on validation, over `trials` (of one rank, one a seed), of each of them cut to each of the `ranks`.
 
-    The journal keeps them.
+    In the metric that decides. The journal keeps them.
     """
     ids = [trial.id for trial in trials]
     known = [event for event in journal.of("cut") if (event["trials"], event["ranks"]) == (ids, list(ranks))]
     found = known[-1] if known else _score(prepared, directory, journal, trials, ranks, tell)
-    losses = found["nll"] if metric == "nll" else [1 - accuracy for accuracy in found["accuracy"]]
+    losses = found["nll"] if prepared.config.metric == "nll" else [1 - accuracy for accuracy in found["accuracy"]]
     return dict(zip(ranks, losses, strict=True))
 
 
@@ -85,7 +84,7 @@ def in_order(state: State, targets: Sequence[LinearLayer]) -> State:
     ordered = dict(state)
     with one_thread():
         for target in targets:
-            name_a, name_b = _names(target)
+            name_a, name_b = factor_names(target.name)
             rank = len(state[name_a])
             a, b = truncated(state[name_a], state[name_b], rank)
             ordered[name_a] = pad(a, (0, 0, 0, rank - len(a))).float()
@@ -97,11 +96,7 @@ def cut(ordered: State, targets: Sequence[LinearLayer], whole: Trial, to: Trial)
     """A trial's state, its directions in order, at another's smaller rank and scaling; heads as they are."""
     smaller = dict(ordered)
     for target in targets:
-        name_a, name_b = _names(target)
+        name_a, name_b = factor_names(target.name)
         smaller[name_a] = ordered[name_a][: to.rank]
         smaller[name_b] = ordered[name_b][:, : to.rank] * (whole.scaling / to.scaling)
     return smaller
-
-
-def _names(target: LinearLayer) -> tuple[str, str]:
-    return f"{target.name}.lora_A.weight", f"{target.name}.lora_B.weight"

@@ -113,7 +113,7 @@ def _next_step(
     if is_ladder:
         *smaller, largest = prepared.config.ranks
         whole = choice.by_rank.get(largest, ())
-        cut = cut_losses(prepared, directory, journal, whole, smaller, config.metric, tell) if whole else {}
+        cut = cut_losses(prepared, directory, journal, whole, smaller, tell) if whole else {}
         return ladder.next_step(prepared.config.ranks, cut, evidence, scale)
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
     budget = prepared.config.budget

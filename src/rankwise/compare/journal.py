@@ -29,7 +29,7 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self.events.append(_event(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError) as error:
                 raise RunError(
                     f"{path}, line {number}: damaged ({error}); restore the file from a copy, or start a new run"
                 ) from error
@@ -61,7 +61,7 @@ def _line(event: Event) -> bytes:
 
 def _event(line: bytes) -> Event:
     event = dict(json.loads(line))
-    checksum = event.pop("crc32")
+    checksum = event.pop("crc32", None)
     if zlib.crc32(json.dumps(event).encode()) != checksum:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is another" if checksum is not None else "it has no checksum")
     return event

@@ -91,8 +91,8 @@ class Pack:
         inputs = a.split([target.d_in for target in self.targets], dim=1)
         outputs = b.split([target.d_out for target in self.targets], dim=1)
         for target, of_a, of_b in zip(self.targets, inputs, outputs, strict=True):
-            named[f"{target.name}.lora_A.weight"] = of_a
-            named[f"{target.name}.lora_B.weight"] = of_b.t()
+            name_a, name_b = factor_names(target.name)
+            named |= {name_a: of_a, name_b: of_b.t()}
         return named | _heads(self.base, heads)
 
     def state(self, index: int) -> State:
@@ -150,12 +150,18 @@ def attached(
             base.model.set_submodule(name, original)
 
 
+def factor_names(layer: str) -> tuple[str, str]:
+    """What PEFT calls the A and the B of a layer."""
+    return f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+
+
 def initial_state(base: BaseModel, trial: Trial, targets: Sequence[LinearLayer]) -> State:
     """What a trial starts from: nested A, B = 0, and the seed's heads."""
     state: State = {}
     for target in targets:
-        state[f"{target.name}.lora_A.weight"] = initial_a(trial.seed, target.name, trial.rank, target.d_in)
-        state[f"{target.name}.lora_B.weight"] = torch.zeros(target.d_out, trial.rank)
+        name_a, name_b = factor_names(target.name)
+        state[name_a] = initial_a(trial.seed, target.name, trial.rank, target.d_in)
+        state[name_b] = torch.zeros(target.d_out, trial.rank)
     return state | initial_heads(base, trial.seed)
 
 

@@ -22,7 +22,7 @@ from rankwise.base.shapes import LinearLayer, head_modules, is_named, within
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID, locate
 from rankwise.durable import write_directory
 from rankwise.errors import UserError
-from rankwise.lora.attach import State
+from rankwise.lora.attach import State, factor_names
 from rankwise.lora.peft_files import PREFIX, foreign_settings, missing_weights, open_weights, read_settings
 from rankwise.records import Trial
 
@@ -116,8 +116,8 @@ def _modules_to_save(base: BaseModel) -> list[str]:
 def _expected_shapes(base: BaseModel, rank: int, targets: Sequence[LinearLayer]) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
     for target in targets:
-        shapes[f"{target.name}.lora_A.weight"] = (rank, target.d_in)
-        shapes[f"{target.name}.lora_B.weight"] = (target.d_out, rank)
+        name_a, name_b = factor_names(target.name)
+        shapes |= {name_a: (rank, target.d_in), name_b: (target.d_out, rank)}
     return shapes | dict(base.trained_shapes)
 
 

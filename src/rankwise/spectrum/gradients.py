@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
-from rankwise.lora.attach import State, attached
+from rankwise.lora.attach import State, attached, factor_names
 from rankwise.lora.packed import generator_for
 from rankwise.records import Trial
 from rankwise.spectrum.adapter import Svd
@@ -108,7 +108,7 @@ def _extended(warmed: Warmed, further_a: Mapping[str, Tensor], further_b: Mappin
     """The warmed trial with further rows of A and columns of B, and with the scaling it has."""
     state = dict(warmed.state)
     for name, rows in further_a.items():
-        a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+        a, b = factor_names(name)
         state |= {a: torch.cat([state[a], rows]), b: torch.cat([state[b], further_b[name]], dim=1)}
         rank = len(state[a])
     trial = warmed.trial

@@ -24,7 +24,7 @@ from rankwise.base.shapes import LinearLayer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared, Tell, prepare
 from rankwise.errors import RunError, UserError
-from rankwise.lora.attach import attached, initial_heads, initial_state
+from rankwise.lora.attach import attached, factor_names, initial_heads, initial_state
 from rankwise.memory.formula import capacity_floor
 from rankwise.records import RankPattern, RankProbe, Trial
 from rankwise.spectrum.adapter import Svd, decomposed, one_thread
@@ -174,10 +174,7 @@ def _gradients(
 def _updates(warmed: Warmed, targets: Sequence[LinearLayer]) -> dict[str, Svd]:
     """What each module's weight was changed by, over the scaling: one of all modules, and shares do not know it."""
     state = warmed.state
-    return {
-        target.name: decomposed(state[f"{target.name}.lora_A.weight"], state[f"{target.name}.lora_B.weight"])
-        for target in targets
-    }
+    return {target.name: decomposed(*(state[name] for name in factor_names(target.name))) for target in targets}
 
 
 def _costs(targets: Sequence[LinearLayer]) -> dict[str, int]:
