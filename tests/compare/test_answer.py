@@ -56,7 +56,7 @@ def answered(
     }
     rank_0 = scored(baseline[None], predicted(0.5, 0, seeds=1), classes=classes)
     data = TestData(LABELS, 2, None) if classes else TestData(np.zeros_like(LABELS), 0, None)
-    return answer(Choice(config, results, by_rank), scores, rank_0, data, TAKEN, "200 steps of 8", None, {})
+    return answer(Choice(config, results, by_rank, math.inf), scores, rank_0, data, TAKEN, "200 steps of 8", None, {})
 
 
 def test_without_classes_accuracy_alone_guards() -> None:

@@ -11,6 +11,7 @@ from rankwise.errors import RunError
 from rankwise.records import Evaluation, Trial, TrialResult
 
 CONFIG = ComparisonConfig(train="t.csv", ranks=(2, 4), learning_rates=(1e-4, 1e-3, 1e-2), seeds=2)
+RANK_0 = 1.0  # its loss on validation, above all that trains
 TWO_SEEDS = "two seeds: where most of the chance is theirs, limits are right less often than they say"
 
 
@@ -25,7 +26,7 @@ def results(losses: dict[tuple[int, float], list[float]]) -> dict[Trial, TrialRe
 
 
 def chosen(found: dict[Trial, TrialResult]) -> dict[int, float]:
-    choice = choose(CONFIG, found)
+    choice = choose(CONFIG, found, RANK_0)
     assert all([trial.seed for trial in trials] == [0, 1] for trials in choice.by_rank.values())
     return {rank: trials[0].learning_rate for rank, trials in choice.by_rank.items()}
 
@@ -43,10 +44,26 @@ def test_a_rate_is_chosen_over_all_seeds_and_never_one_that_diverged_on_one() ->
         }
     )
     assert chosen(found) == {2: 1e-3, 4: 1e-3}
-    assert notes_on_training(choose(CONFIG, found)) == [
+    assert notes_on_training(choose(CONFIG, found, RANK_0)) == [
         "1 of 12 trials diverged: r2-a2-lr0.01-s1",
         TWO_SEEDS,
     ]
+
+
+def test_a_mean_hides_no_seed_that_a_rate_has_killed() -> None:
+    """At 1e-2 rank 2 has the lower mean, but one of its seeds ends above rank 0. Where one fails everywhere, means decide."""
+    found = results(
+        {(2, 1e-4): [1.2, 0.9], (2, 1e-3): [0.7, 0.7], (2, 1e-2): [0.2, 1.01]}
+        | {(4, 1e-4): [1.2, 0.9], (4, 1e-3): [1.2, 0.7], (4, 1e-2): [0.2, 1.01]}
+    )
+    choice = choose(CONFIG, found, RANK_0)
+    assert chosen(found) == {2: 1e-3, 4: 1e-2}
+    assert choice.failed(2) == []
+    assert choice.failed(4) == [CONFIG.trial(4, 1e-2, 1)]
+    assert notes_on_training(choice)[0] == (
+        "rank 4: at its best learning rate, 0.01, seed 1 ended no better than rank 0; "
+        "add lower --learning-rates, or more --steps"
+    )
 
 
 def test_edges_of_the_grid_and_ranks_without_a_rate_are_told() -> None:
@@ -56,7 +73,7 @@ def test_edges_of_the_grid_and_ranks_without_a_rate_are_told() -> None:
         | {(4, 1e-4): [0.5, 0.5], (4, 1e-3): [0.4, 0.4], (4, 1e-2): [0.3, 0.3]}
     )
     assert chosen(found) == {4: 1e-2}
-    notes = notes_on_training(choose(CONFIG, found))
+    notes = notes_on_training(choose(CONFIG, found, RANK_0))
     assert "rank 2: at every learning rate a seed diverged; add lower --learning-rates" in notes
     assert any(note.startswith("rank 4: the best learning rate, 0.01, is the highest") for note in notes)
 
@@ -75,7 +92,7 @@ def test_the_edge_is_that_of_the_rates_that_were_tried_for_this_rank() -> None:
         {(2, 1e-4): [0.6, 0.6], (2, 1e-3): [0.5, 0.5], (2, 1e-2): [0.3, 0.3], (2, 1e-1): [0.4, 0.4]}
         | {(4, 1e-4): [0.6, 0.6], (4, 1e-3): [0.5, 0.5], (4, 1e-2): [0.3, 0.3]}
     )
-    notes = notes_on_training(choose(CONFIG, found))
+    notes = notes_on_training(choose(CONFIG, found, RANK_0))
     assert notes == [
         "rank 4: the best learning rate, 0.01, is the highest that was tried; one beyond it may be better",
         TWO_SEEDS,
@@ -85,7 +102,7 @@ def test_the_edge_is_that_of_the_rates_that_were_tried_for_this_rank() -> None:
 def test_without_any_rate_there_is_nothing_to_choose() -> None:
     found = results({(rank, rate): [math.nan, 0.5] for rank in CONFIG.ranks for rate in CONFIG.learning_rates})
     with pytest.raises(RunError, match="add lower --learning-rates"):
-        choose(CONFIG, found)
+        choose(CONFIG, found, RANK_0)
 
 
 def test_another_scaling_is_another_choice() -> None:
@@ -97,7 +114,7 @@ def test_another_scaling_is_another_choice() -> None:
                 trial = stabilised.trial(rank, rate, seed)
                 found[trial] = TrialResult(trial, "trained", (0.7,), (Evaluation(1, loss + 0.01 * seed, 0.5),))
     assert chosen(found) == {2: 1e-4, 4: 1e-4}
-    choice = choose(stabilised, found)
+    choice = choose(stabilised, found, RANK_0)
     assert all(trial.use_rslora for trial in choice.trials)
     assert choice.best(4) == stabilised.trial(4, 1e-4, 0)
     assert choice.best(None).seed == 0

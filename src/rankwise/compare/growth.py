@@ -102,12 +102,12 @@ def _next_step(
     costs = step_costs(prepared.as_grid(prepared.config.first_ranks) if is_ladder else grown, journal, tell)
     results = train(grown, directory, journal, costs, observe)
     config = grown.config.each_scaling[0]
-    choice = choose(config, results)
+    baseline = validation_baseline(journal)
+    choice = choose(config, results, baseline.nll)
     evidence = {
         rank: Evidence.of(choice.trained(rank), config.metric) if rank in choice.by_rank else None
         for rank in config.ranks
     }
-    baseline = validation_baseline(journal)
     chance = baseline.nll if grown.task.is_instruction else math.log(grown.task.outcomes)
     scale = Scale(config.metric, Margin(config.keep, config.margin), baseline, chance)
     if is_ladder:

@@ -13,11 +13,15 @@ from rankwise.records import Trial, TrialResult
 
 @dataclass(frozen=True)
 class Choice:
-    """Each rank's trials at its best learning rate, one a seed, under one scaling; `config` has that one alone."""
+    """Each rank's trials at its best learning rate, one a seed, under one scaling; `config` has that one alone.
+
+    `rank_0_nll` is the loss of rank 0 on validation: a trial that ends no lower has failed.
+    """
 
     config: ComparisonConfig
     results: Mapping[Trial, TrialResult]
     by_rank: Mapping[int, tuple[Trial, ...]]
+    rank_0_nll: float
 
     @property
     def trials(self) -> list[Trial]:
@@ -26,6 +30,10 @@ class Choice:
     def trained(self, rank: int) -> list[TrialResult]:
         return [self.results[trial] for trial in self.by_rank[rank]]
 
+    def failed(self, rank: int) -> list[Trial]:
+        """Those of a rank's trials that end no lower than rank 0."""
+        return [trial for trial in self.by_rank[rank] if self.results[trial].validation_nll >= self.rank_0_nll]
+
     def best(self, rank: int | None) -> Trial:
         """The trial with the lowest validation loss, of this rank or of all."""
         return min(
@@ -33,8 +41,11 @@ class Choice:
         )
 
 
-def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult]) -> Choice:
+def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult], rank_0_nll: float) -> Choice:
     """Each rank's learning rate with the lowest validation loss over all seeds; no entry where all diverged.
+
+    A rate at which fewer seeds fail, ending no lower than rank 0 with its `rank_0_nll`, comes first: a mean over seeds
+    would hide one that a high rate has killed behind others that it has helped.
 
     `config` has one scaling; results under another are left out. Raises `RunError` where no rank has a rate.
     """
@@ -43,17 +54,22 @@ def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult]) -> Ch
     chosen = {}
     for rank in config.ranks:
         losses = {
-            rate: fmean(mine[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers)
+            rate: [mine[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers]
             for rate in _tried(mine, rank)
         }
-        best = min(losses, key=lambda rate: losses[rate])
-        if losses[best] < float("inf"):
+        trained = {rate: of_seeds for rate, of_seeds in losses.items() if max(of_seeds) < float("inf")}
+        if trained:
+            best = min(trained, key=lambda rate: (_failures(trained[rate], rank_0_nll), fmean(trained[rate])))
             chosen[rank] = tuple(config.trial(rank, best, seed) for seed in config.seed_numbers)
     if not chosen:
         raise RunError(
             "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
         )
-    return Choice(config, mine, chosen)
+    return Choice(config, mine, chosen, rank_0_nll)
+
+
+def _failures(losses: Sequence[float], rank_0_nll: float) -> int:
+    return sum(loss >= rank_0_nll for loss in losses)
 
 
 def notes_on_training(choice: Choice) -> list[str]:
@@ -66,6 +82,7 @@ def notes_on_training(choice: Choice) -> list[str]:
     without = [rank for rank in config.ranks if rank not in choice.by_rank]
     if without:
         notes.append(f"rank {_listed(without)}: at every learning rate a seed diverged; add lower --learning-rates")
+    notes += _notes_on_failures(choice)
     if len(config.learning_rates) == 1:
         notes.append("one learning rate was tried: it may be fairer to some ranks than to others")
     else:
@@ -75,6 +92,17 @@ def notes_on_training(choice: Choice) -> list[str]:
     if config.seeds == 2:
         notes.append("two seeds: where most of the chance is theirs, limits are right less often than they say")
     return notes
+
+
+def _notes_on_failures(choice: Choice) -> Iterator[str]:
+    for rank, trials in choice.by_rank.items():
+        failed = choice.failed(rank)
+        if failed and len(failed) < len(trials):
+            seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
+            yield (
+                f"rank {rank}: at its best learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
+                "rank 0; add lower --learning-rates, or more --steps"
+            )
 
 
 def _notes_on_edges(choice: Choice) -> Iterator[str]:

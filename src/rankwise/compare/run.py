@@ -28,7 +28,7 @@ from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
 from rankwise.compare.results import Choice, choose
 from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
-from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
+from rankwise.compare.scoring import read_stacked, score_baseline, score_trials, validation_baseline
 from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
@@ -144,7 +144,8 @@ def _compare(
     costs = step_costs(prepared, journal, tell)
     results = train(prepared, directory, journal, costs, observe)
     reporting.settle(results)
-    choices = [choose(one, results) for one in prepared.config.each_scaling]
+    rank_0_nll = validation_baseline(journal).nll
+    choices = [choose(one, results, rank_0_nll) for one in prepared.config.each_scaling]
     score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
 
     full, notes_on_full = fine_tune_in_full(prepared, directory, journal, tell)
