@@ -51,7 +51,7 @@ def test_a_rate_is_chosen_over_all_seeds_and_never_one_that_diverged_on_one() ->
 
 
 def test_a_mean_hides_no_seed_that_a_rate_has_killed() -> None:
-    """At 1e-2 rank 2 has the lower mean, but one of its seeds ends above rank 0. Where one fails everywhere, means decide."""
+    """At 1e-2 rank 2 has the lower mean, and a seed above rank 0. Where one fails at every rate, means decide."""
     found = results(
         {(2, 1e-4): [1.2, 0.9], (2, 1e-3): [0.7, 0.7], (2, 1e-2): [0.2, 1.01]}
         | {(4, 1e-4): [1.2, 0.9], (4, 1e-3): [1.2, 0.7], (4, 1e-2): [0.2, 1.01]}
