@@ -84,10 +84,10 @@ def _unfolded(name: str, node: list[Any]) -> Iterator[OutlinedModule]:
 
     A child that is named `0..27` stands for 28 that are alike.
     """
-    kind, parameters, linear, children = (*node, *({}, None, {})[len(node) - 1 :])
+    kind, parameters, linear, children = node + [{}, None, {}][len(node) - 1 :]
     shapes = {key: tuple(shape) for key, shape in parameters.items()}
     yield OutlinedModule(name, kind, shapes, tuple(linear) if linear else None)
     for key, child in children.items():
         first, _, last = key.partition("..")
-        for each in range(int(first), int(last) + 1) if last else (key,):
+        for each in map(str, range(int(first), int(last) + 1)) if last else (key,):
             yield from _unfolded(f"{name}.{each}".removeprefix("."), child)

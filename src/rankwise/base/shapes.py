@@ -182,7 +182,7 @@ def match_targets(
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
         chosen = {name for name in layers if name != outline.output}
     elif isinstance(target_modules, str):
-        chosen = _matched(outline, target_modules, _pattern(target_modules), layers, trained)
+        chosen = _matched(outline, target_modules, compiled(target_modules), layers, trained)
         if not chosen:
             example = f" (it must match a whole name, such as {next(iter(layers))})" if layers else ""
             raise UserError(f"the regular expression {target_modules!r} matches no linear layer{example}")
@@ -204,7 +204,8 @@ def is_named(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _pattern(target: str) -> Callable[[str], object]:
+def compiled(target: str) -> Callable[[str], object]:
+    """Whether a regular expression of targets matches a whole name. Raises `UserError` for what is none."""
     try:
         return re.compile(target).fullmatch
     except re.error as error:

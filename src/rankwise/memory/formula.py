@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rankwise.base.outline import Outline
-from rankwise.base.shapes import LinearLayer, head_modules, is_named, match_targets, meta_model, outline_of, within
+from rankwise.base.shapes import (
+    ALL_LINEAR,
+    LinearLayer,
+    compiled,
+    head_modules,
+    is_named,
+    match_targets,
+    meta_model,
+    outline_of,
+    within,
+)
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.memory.settings import DTYPE_BYTES, StepSettings
@@ -135,6 +145,8 @@ def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) 
     # Importing PEFT takes seconds, and only a mixture of experts needs its rules.
     if not any(parameter.ndim == 3 for parameter in module.parameters()):
         return
+    if isinstance(target_modules, str) and target_modules.lower() != ALL_LINEAR:
+        compiled(target_modules)  # PEFT would not say what is wrong
     config = _converted(module, target_modules)
     for name, parameter in module.named_parameters():
         if any(name == target or name.endswith(f".{target}") for target in config.target_parameters or ()):
