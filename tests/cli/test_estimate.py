@@ -230,6 +230,39 @@ def test_adapters_on_experts_cost_whole_weights(terminal: Terminal) -> None:
         assert many["memory"]["activations"] - few["memory"]["activations"] > whole
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("llama-3.2-3b",), 0),
+        (("llama-3.2-3b", "--json"), 0),
+        (("openai-community/gpt2", "--gpu", "24GiB", "--quantize", "nf4", "--layers"), 0),
+        (("bert-base-uncased", "--target-modules", r".*\.(query|value)"), 0),
+        (("bert-base-uncased", "--target-modules", "qurey"), 2),
+        (("lama-3.2-3b",), 2),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_the_formula_does_not_wait_for_torch(options: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    """Of the catalogue's models; importing torch and transformers takes seconds."""
+    command = [sys.executable, "-X", "importtime", "-m", "rankwise", "estimate", *options, *QUICK]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == code
+    assert (ran.stdout != "") == (code == 0)
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if "|" in line}
+    assert "rankwise.memory.closed_form" in imported
+    assert imported & {"torch", "transformers", "peft", "datasets", "pandas", "scipy"} == set()
+
+
+def test_a_directory_is_meant_before_a_model_of_the_catalogue(terminal: Terminal) -> None:
+    document = terminal.document("gpt2", "--ranks", "4", *FORMULA)
+    Path("llama").rename("gpt2")
+    try:
+        assert document["total_params"] == catalogue()["gpt2"].params
+        assert terminal.document("gpt2", "--ranks", "4", *FORMULA)["total_params"] < 100_000
+    finally:
+        Path("gpt2").rename("llama")
+
+
 def test_the_tables_fit_the_terminal(terminal: Terminal) -> None:
     options = ("llama-3.2-3b", "--ranks", "8,64", "--gpu", "rtx4090", "--layers", *QUICK)
     code, out, err = terminal.run(*options)
@@ -253,6 +286,8 @@ BAD = {
         "target module 'q_prj' matches no linear layer; the nearest names are q_proj",
     ),
     "unmatched pattern": (("llama", "--target-modules", ".*query"), "the regular expression '.*query' matches no"),
+    "a broken pattern": (("llama", "--target-modules", "(query"), "'(query': not a regular expression, missing )"),
+    "a broken pattern for experts": (("experts", "--target-modules", "(query"), "'(query': not a regular expression"),
     "unknown gpu": (("llama", "--gpu", "rtx4091"), "gpu 'rtx4091' is not known"),
     "gpu without a unit": (("llama", "--gpu", "24"), "write the unit, as in 24GiB"),
     "too long": (("llama", "--ranks", "4", "--seq-len", "65"), "seq-len 65: the model has positions for 64 tokens"),

@@ -72,7 +72,7 @@ def test_on_cuda_the_devices_counters_are_what_was_measured(
 ) -> None:
     """Two real steps are taken, here on the CPU; the counters are made up, with 1,000 bytes that were there before."""
     subject, taken = subject_of("llama"), []
-    without = subject.memory(4, STEP).peak_bytes - 2 * subject.workspace_bytes
+    without = subject.memory(4, STEP).peak_bytes - 2 * WORKSPACE_BYTES
     subject.workspace_bytes = workspace
     estimate = subject.memory(4, STEP)
     assert estimate.peak_bytes == without + 2 * workspace

@@ -20,6 +20,7 @@ from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
 from rankwise.memory.formula import estimate_lora_params
 from rankwise.memory.settings import StepSettings
+from rankwise.memory.steps import Steps
 from rankwise.memory.subject import Subject
 from rankwise.memory.trace import Trace
 from tests.memory.test_simulate import step_settings
@@ -112,13 +113,13 @@ def test_a_step_that_others_tell_of_is_the_step_itself(architecture: str, change
 
 def test_one_rank_and_two_batches_are_followed_and_tell_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     followed: list[tuple[bool, int]] = []
-    follow = Subject._followed
+    follow = Steps._followed
 
-    def counted(subject: Subject, rank: int | None, settings: StepSettings) -> Trace:
+    def counted(steps: Steps, rank: int | None, settings: StepSettings) -> Trace:
         followed.append((rank is None, settings.batch_size))
-        return follow(subject, rank, settings)
+        return follow(steps, rank, settings)
 
-    monkeypatch.setattr(Subject, "_followed", counted)
+    monkeypatch.setattr(Steps, "_followed", counted)
     settings = step_settings(batch_size=4, quantize="nf4")
     room = CUDA_CONTEXT_BYTES + 2 * LARGER_WORKSPACE_BYTES + 30 * 2**20
     estimated = estimate_ranks(tiny_config("llama"), [2, 4, 8, 16], settings=settings, gpu_bytes=room)

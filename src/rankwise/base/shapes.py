@@ -1,4 +1,4 @@
-"""The linear layers of a model, and which of them are adapted.
+"""The linear layers of a model, and which of them are adapted. Live models are read through their outline.
 
 Names follow PEFT: `all-linear`, a list of names or suffixes, or a regular expression that must
 match the whole module name. Two deliberate differences: a name that matches nothing is an error
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rankwise.base.outline import Outline, OutlinedModule, Sizes
 from rankwise.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,30 +97,58 @@ def meta_model(config: PreTrainedConfig, *, num_labels: int = 2, trust_remote_co
     return model
 
 
-def linear_layers(model: nn.Module) -> tuple[LinearLayer, ...]:
-    """Every linear layer in the order of the model's modules."""
+def outline_of(model: nn.Module | Outline) -> Outline:
+    """The outline of a live model; an outline as it is."""
+    if isinstance(model, Outline):
+        return model
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    layers = []
-    for name, module in model.named_modules():
+    def linear(module: nn.Module) -> tuple[int, int] | None:
         if isinstance(module, nn.Linear):
-            layers.append(LinearLayer(name, module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):
-            layers.append(LinearLayer(name, module.nx, module.nf))
-    return tuple(layers)
+            return module.in_features, module.out_features
+        return (module.nx, module.nf) if isinstance(module, Conv1D) else None
+
+    first = {name for name, _ in model.named_parameters()}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    modules, output_name = [], None
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        own = {
+            key: tuple(parameter.shape)
+            for key, parameter in module.named_parameters(recurse=False)
+            if prefix + key in first
+        }
+        modules.append(OutlinedModule(name, type(module).__name__, own, linear(module)))
+        if module is output:
+            output_name = name
+    return Outline(tuple(modules), output_name)
 
 
-def head_modules(model: nn.Module) -> tuple[str, ...]:
+def sizes_of(model: PreTrainedModel) -> Sizes:
+    """The sizes that the closed form asks of a live model."""
+    text, causal = model.config.get_text_config(), is_causal(model.config)
+    hidden_size = getattr(text, "hidden_size", None)
+    return Sizes(causal, hidden_size, text.vocab_size if causal else 0, model_positions(model))
+
+
+def linear_layers(model: nn.Module | Outline) -> tuple[LinearLayer, ...]:
+    """Every linear layer in the order of the model's modules."""
+    return tuple(LinearLayer(module.name, *module.linear) for module in outline_of(model).modules if module.linear)
+
+
+def head_modules(model: nn.Module | Outline) -> tuple[str, ...]:
     """The children that PEFT trains in full when a model classifies sequences: `classifier`, `score`.
 
     PEFT compares the ends of names, so that DistilBERT's `pre_classifier` is one too. Source:
     `PeftModelForSequenceClassification` and `_set_trainable` in peft 0.21.
     """
+    outline = outline_of(model)
+    with_parameters = {name.partition(".")[0] for name, _ in outline.parameters()}
     return tuple(
-        name
-        for name, child in model.named_children()
-        if name.endswith(("classifier", "score")) and any(True for _ in child.parameters())
+        module.name
+        for module in outline.modules
+        if module.name.endswith(("classifier", "score")) and module.name in with_parameters
     )
 
 
@@ -141,26 +170,26 @@ def within(name: str, modules: Iterable[str]) -> bool:
 
 
 def match_targets(
-    model: nn.Module, target_modules: str | Sequence[str], *, trained: Sequence[str] = ()
+    model: nn.Module | Outline, target_modules: str | Sequence[str], *, trained: Sequence[str] = ()
 ) -> tuple[LinearLayer, ...]:
     """The linear layers that `target_modules` names, in the order of the model's modules.
 
     Modules in `trained` (trained in full: heads) are never adapted, the output embeddings not by
     `all-linear`. Raises `UserError` for a name that matches nothing, or no linear layer.
     """
-    layers = {layer.name: layer for layer in linear_layers(model) if not within(layer.name, trained)}
+    outline = outline_of(model)
+    layers = {layer.name: layer for layer in linear_layers(outline) if not within(layer.name, trained)}
     if isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR:
-        output = getattr(model, "get_output_embeddings", lambda: None)()
-        chosen = {name for name in layers if output is None or model.get_submodule(name) is not output}
+        chosen = {name for name in layers if name != outline.output}
     elif isinstance(target_modules, str):
-        chosen = _matched(model, target_modules, _pattern(target_modules), layers, trained)
+        chosen = _matched(outline, target_modules, compiled(target_modules), layers, trained)
         if not chosen:
             example = f" (it must match a whole name, such as {next(iter(layers))})" if layers else ""
             raise UserError(f"the regular expression {target_modules!r} matches no linear layer{example}")
     else:
         chosen = set()
         for target in target_modules:
-            named = _matched(model, target, partial(is_named, target=target), layers, trained)
+            named = _matched(outline, target, partial(is_named, target=target), layers, trained)
             if not named:
                 near = ", ".join(_nearest(target, layers))
                 raise UserError(f"target module {target!r} matches no linear layer; the nearest names are {near}")
@@ -175,7 +204,8 @@ def is_named(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _pattern(target: str) -> Callable[[str], object]:
+def compiled(target: str) -> Callable[[str], object]:
+    """Whether a regular expression of targets matches a whole name. Raises `UserError` for what is none."""
     try:
         return re.compile(target).fullmatch
     except re.error as error:
@@ -183,24 +213,24 @@ def _pattern(target: str) -> Callable[[str], object]:
 
 
 def _matched(
-    model: nn.Module,
+    outline: Outline,
     target: str,
     matches: Callable[[str], object],
     layers: Iterable[str],
     trained: Sequence[str],
 ) -> set[str]:
-    matched = {name: module for name, module in model.named_modules() if name and matches(name)}
-    free = {name: module for name, module in matched.items() if not within(name, trained)}
-    for name, module in free.items():
-        if name not in layers:
+    matched = [module for module in outline.modules if module.name and matches(module.name)]
+    free = [module for module in matched if not within(module.name, trained)]
+    for module in free:
+        if module.name not in layers:
             raise UserError(
-                f"target module {target!r} matches {name}, a {type(module).__name__}: only linear layers can be adapted"
+                f"target module {target!r} matches {module.name}, a {module.kind}: only linear layers can be adapted"
             )
     if matched and not free:
         raise UserError(
-            f"target module {target!r} is {next(iter(matched))}, which is trained in full: leave it out of the targets"
+            f"target module {target!r} is {matched[0].name}, which is trained in full: leave it out of the targets"
         )
-    return set(free)
+    return {module.name for module in free}
 
 
 def _nearest(target: str, layers: Iterable[str]) -> list[str]:

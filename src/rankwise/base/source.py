@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.base.catalogue import catalogue, entry_config, find_entry
+from rankwise.base.catalogue import CatalogueEntry, catalogue, entry_config, find_entry
 from rankwise.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
 
 def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """A configuration for estimates: of a directory, a `config.json`, the catalogue, or the hub."""
-    from transformers import CONFIG_MAPPING
-
     path = Path(name).expanduser()
     if path.is_dir() or str(name) == EMBEDDED:
         return load_config(name, trust_remote_code=trust_remote_code)
     if path.is_file():
+        from transformers import CONFIG_MAPPING
+
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             return CONFIG_MAPPING[fields.pop("model_type")](**fields)
@@ -70,7 +70,7 @@ def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path} is not a model's config.json: {' '.join(reason.split())[:300]}") from error
-    entry = find_entry(str(name))
+    entry = named_entry(name)
     if entry is not None:
         return entry_config(entry)
     if "/" not in str(name):
@@ -80,6 +80,11 @@ def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
             f"give one, a hub id (owner/name), or a name such as {', '.join(near)}"
         )
     return load_config(name, trust_remote_code=trust_remote_code)
+
+
+def named_entry(name: str | Path) -> CatalogueEntry | None:
+    """The catalogue's entry that a model's name means; what is here under that name comes first."""
+    return None if Path(name).expanduser().exists() else find_entry(str(name))
 
 
 @contextmanager

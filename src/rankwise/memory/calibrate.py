@@ -36,7 +36,7 @@ def _on_cuda(subject: Subject, rank: int, settings: StepSettings, device: torch.
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     name = torch.cuda.get_device_name(device)
     try:
-        _take_two_steps(subject.step_model(rank, settings), settings, device)
+        _take_two_steps(subject.steps.model(rank, settings), settings, device)
     except torch.OutOfMemoryError as error:
         raise _no_room(estimate.peak_bytes, name) from error
     measured = torch.cuda.max_memory_allocated(device) - allocated
@@ -58,7 +58,7 @@ def _on_cpu(subject: Subject, rank: int, settings: StepSettings) -> Calibration:
     estimated, uncertain = estimate.peak_bytes, _uncertain(estimate)
     if subject.method == "simulate":
         # A CPU's kernels hold other tensors than CUDA's.
-        model = subject.step_model(rank, settings)
+        model = subject.steps.model(rank, settings)
         with fake_tensors(cuda=False) as fake:
             give_storage(model, fake)
             peak = trace_step(model, settings, fake).peak()
@@ -66,7 +66,7 @@ def _on_cpu(subject: Subject, rank: int, settings: StepSettings) -> Calibration:
     if estimated > psutil.virtual_memory().available:
         raise _no_room(estimated, "this machine")
     device = torch.device("cpu")
-    model = subject.step_model(rank, settings)
+    model = subject.steps.model(rank, settings)
     give_storage(model, device)
     measured = trace_step(model, settings, device).peak().bytes
     return Calibration(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from rankwise.base.quantize import can_quantize
 from rankwise.errors import UserError
-from rankwise.memory.calibrate import calibration
 from rankwise.memory.formula import adapter_file_bytes, check_ranks
 from rankwise.memory.settings import Method, StepSettings
 from rankwise.memory.subject import Subject
@@ -75,6 +74,8 @@ def estimate_ranks(
     subject = Subject(model, target_modules, method, pack_size)
     notes = check_ranks(ranks, subject.adapted)
     if calibrate:
+        from rankwise.memory.calibrate import calibration  # it takes real steps, for which it needs torch
+
         subject.calibration = calibration(subject, ranks[-1], settings)
     # Full fine-tuning first: its step shows which dimensions are not the rank's.
     full = _cost(subject, None, settings, gpu_bytes)
@@ -120,7 +121,7 @@ def _row(
         compression=subject.total_params / trainable,
         matrix_compression=sum(layer.weights for layer in subject.adapted)
         / sum(layer.lora_params(rank) for layer in subject.adapted),
-        adapter_file_bytes=adapter_file_bytes(subject.model, subject.adapted, subject.trained, rank, settings),
+        adapter_file_bytes=adapter_file_bytes(subject.outline, subject.adapted, subject.trained, rank, settings),
         rank_share_of_peak=_rank_share(subject, rank, ranks, settings),
         cost=cost,
     )

@@ -10,7 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rankwise.base.shapes import LinearLayer, head_modules, match_targets, meta_model, within
+from rankwise.base.outline import Outline
+from rankwise.base.shapes import (
+    ALL_LINEAR,
+    LinearLayer,
+    compiled,
+    head_modules,
+    is_named,
+    match_targets,
+    meta_model,
+    outline_of,
+    within,
+)
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.memory.settings import DTYPE_BYTES, StepSettings
@@ -51,7 +62,8 @@ def estimate_lora_params(
     if isinstance(model, str | Path):
         model = find_config(model)
     module = model if isinstance(model, nn.Module) else meta_model(model, num_labels=num_labels)
-    saved = (*head_modules(module), *_saved_modules(module, modules_to_save))
+    outline = outline_of(module)
+    saved = (*head_modules(outline), *_saved_modules(outline, modules_to_save))
     layers = adapted_layers(module, target_modules, trained=saved)
     adapters = sum(
         layer.lora_params(_rank_of(layer, rank, rank_pattern or {})) + (layer.d_out if use_dora else 0)
@@ -59,8 +71,8 @@ def estimate_lora_params(
     )
     adapted = {layer.name for layer in layers}
     in_full = {
-        name: parameter.numel()
-        for name, parameter in module.named_parameters()
+        name: math.prod(shape)
+        for name, shape in outline.parameters()
         if within(name, saved)
         or (name.endswith("bias") and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted)))
     }
@@ -68,19 +80,19 @@ def estimate_lora_params(
 
 
 def adapted_layers(
-    module: nn.Module, target_modules: str | Sequence[str], *, trained: Sequence[str] = ()
+    model: nn.Module | Outline, target_modules: str | Sequence[str], *, trained: Sequence[str] = ()
 ) -> tuple[LinearLayer, ...]:
     """The linear maps that PEFT puts adapters on: linear layers, and the experts of a mixture of experts.
 
     transformers 5 keeps experts as one parameter of three axes, and PEFT turns the names that its older
     checkpoints had (and `all-linear`) into such parameters: an adapter for each expert, with twice the rank where one
-    parameter fuses two of the old ones.
+    parameter fuses two of the old ones. An outline stands for a model without experts.
     """
-    parameters = tuple(_adapted_parameters(module, target_modules))
-    if not parameters:
-        return match_targets(module, target_modules, trained=trained)
-    rest = _converted(module, target_modules).target_modules
-    return (*match_targets(module, sorted(rest), trained=trained), *parameters) if rest else parameters
+    parameters = () if isinstance(model, Outline) else tuple(_adapted_parameters(model, target_modules))
+    if isinstance(model, Outline) or not parameters:
+        return match_targets(model, target_modules, trained=trained)
+    rest = _converted(model, target_modules).target_modules
+    return (*match_targets(model, sorted(rest), trained=trained), *parameters) if rest else parameters
 
 
 def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[str, ...]:
@@ -104,9 +116,9 @@ def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[st
     return tuple(warnings)
 
 
-def _saved_modules(module: nn.Module, modules_to_save: Sequence[str]) -> Iterator[str]:
+def _saved_modules(outline: Outline, modules_to_save: Sequence[str]) -> Iterator[str]:
     for wanted in modules_to_save:
-        named = [name for name, _ in module.named_modules() if name == wanted or name.endswith(f".{wanted}")]
+        named = [module.name for module in outline.modules if is_named(module.name, wanted)]
         if not named:
             raise UserError(f"module to save {wanted!r} is no module of the model")
         yield from named
@@ -133,6 +145,8 @@ def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) 
     # Importing PEFT takes seconds, and only a mixture of experts needs its rules.
     if not any(parameter.ndim == 3 for parameter in module.parameters()):
         return
+    if isinstance(target_modules, str) and target_modules.lower() != ALL_LINEAR:
+        compiled(target_modules)  # PEFT would not say what is wrong
     config = _converted(module, target_modules)
     for name, parameter in module.named_parameters():
         if any(name == target or name.endswith(f".{target}") for target in config.target_parameters or ()):
@@ -153,18 +167,14 @@ def capacity_floor(learned_tokens: int, adapted: Sequence[LinearLayer]) -> int:
 
 
 def adapter_file_bytes(
-    model: nn.Module, adapted: Sequence[LinearLayer], heads: Sequence[str], rank: int, settings: StepSettings
+    outline: Outline, adapted: Sequence[LinearLayer], heads: Sequence[str], rank: int, settings: StepSettings
 ) -> int:
     """The size of PEFT's adapter_model.safetensors: its header and its tensors.
 
     Source of the layout: the safetensors format, 8 bytes and a header in JSON padded to a multiple of 8. Exact for
     linear layers; of experts PEFT nests the names, which makes a few bytes.
     """
-    in_full = [
-        (f"{head}.{key}", tuple(parameter.shape))
-        for head in heads
-        for key, parameter in model.get_submodule(head).named_parameters()
-    ]
+    in_full = [(name, shape) for name, shape in outline.parameters() if within(name, heads)]
     factors = [
         entry
         for layer in adapted
