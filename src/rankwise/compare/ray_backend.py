@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,10 +52,10 @@ def connected(address: str | None) -> Iterator[None]:
     # Neither pages nor statistics; what workers print goes to Ray's logs.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        quiet["include_dashboard"] = False
     try:
-        if address == "local":
-            ray.init(address, include_dashboard=False, **quiet)
-        else:
+        with warnings.catch_warnings(action="ignore"):
             ray.init(address, **quiet)
     # What Ray and its client raise where nobody answers has no common class.
     except Exception as error:
