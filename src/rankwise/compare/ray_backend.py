@@ -226,7 +226,10 @@ class Ray:
                 threads=torch.get_num_threads(),
                 versions=versions(),
             )
-            self._shared = ray.put(recipe), ray.put(task)
+            try:
+                self._shared = ray.put(recipe), ray.put(task)
+            except RayError as error:
+                raise RunError(f"the base model does not fit Ray's object store: {_line(error)}") from error
         return self._shared
 
     def _hint(self, trials: Sequence[Trial], packs: int) -> None:
