@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -289,6 +290,17 @@ def test_a_cluster_that_does_not_answer_is_told(config: ComparisonConfig, monkey
         "address: no Ray cluster answers at auto (Could not find any running Ray instance. Please specify the one to "
         "connect to.); start one with `ray start --head`, or leave --address out to have one started here"
     )
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_where_nobody_listens_is_told_at_once(
+    form: str, config: ComparisonConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(server.getsockname()[1])  # free again when it is asked for
+    with pytest.raises(UserError, match=f"^address: no Ray cluster answers at {address} .*refused"):
+        run_rank_comparison(replace(config, backend="ray", address=address))
 
 
 def test_an_address_without_ray_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from rankwise.records import Trial
 from rankwise.train.heap import is_out_of_memory
 
 _MOST_LOST = 3  # workers that die with one pack, or while they load the base model, one after another
+_KNOCK = 10.0  # seconds for a cluster to answer
 _PATIENCE = 60.0  # seconds without any worker, until that is told
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"}  # weights that are not read
 
@@ -55,6 +57,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address == "local":
         quiet["include_dashboard"] = False
     try:
+        _knock(address)
         with warnings.catch_warnings(action="ignore"):
             ray.init(address, **quiet)
     # What Ray and its client raise where nobody answers has no common class.
@@ -69,6 +72,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nobody listens: Ray itself would try for minutes, and say so."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
 
 
 @dataclass
@@ -167,7 +177,9 @@ class Ray:
         answers = [hand.answer for hand in hands]
         ready, _ = ray.wait(answers, timeout=_PATIENCE, fetch_local=False)
         if not ready and not any(hand.job for hand in hands):
-            needs = ", ".join(f"{count} {name.removeprefix('num_')}" for name, count in self._needs.items())
+            needs = ", ".join(
+                f"{count} {name.removeprefix('num_')[:-1].upper()}" for name, count in self._needs.items()
+            )
             _log.warning("backend: no worker has started yet; each needs a node of the Ray cluster with %s free", needs)
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=0, fetch_local=False)
         return [hand for hand in hands if hand.answer in ready]
