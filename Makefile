@@ -9,9 +9,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 EXTRAS_demo := offline
-EXTRAS_test := offline,quant,test
+EXTRAS_test := offline,quant,ray,test
 EXTRAS_lint := offline,quant,test,dev
-EXTRAS_check := offline,quant,test,dev,trackers,docs
+EXTRAS_check := offline,quant,ray,test,dev,trackers,docs
 EXTRAS_docs := docs
 EXTRAS_bench := offline
 

@@ -44,7 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare.config": {"tasks", "base.quantize", "base.source"},
     "compare.schedule": {"compare.config"},
     "compare.plan": {"compare.schedule", "memory"},
-    "compare.backends": {"compare.plan", "train"},
+    "compare.backends": {"compare.config", "compare.plan", "compare.prepare", "compare.ray_backend", "train"},
+    "compare.ray_worker": {"compare.plan", "train", "tasks", "base"},
+    "compare.ray_backend": {
+        *{"compare.backends", "compare.plan", "compare.prepare", "compare.ray_worker"},
+        *{"train", "base"},
+    },
     "compare.journal": set(),
     "compare.trackers": set(),
     "progress": {"compare", "train", "report"},

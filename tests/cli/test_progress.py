@@ -10,11 +10,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from rankwise.cli.progress import LiveTable, watched
+from rankwise.compare.backends import Workers
 from rankwise.compare.run import Stage
 from rankwise.progress.board import Board
 from rankwise.records import Evaluation
 from rankwise.train.loop import StepReport
-from tests.progress.events import FIRST_PACK, SECOND_LEG, planned, trial
+from tests.progress.events import FIRST_PACK, SECOND_LEG, SECOND_PACK, planned, trial
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d[;m]")
 # As much as a table may hold: six-digit ranks and steps, a scaling, both edges' added rates dropped.
@@ -79,6 +80,16 @@ def test_where_there_is_no_terminal_lines_say_the_same(capsys: pytest.CaptureFix
         "  rank 4: step 100/200, train NLL 0.500, validation NLL 0.600",
         "  rank 16: step 100/200, train NLL 0.400, validation NLL 0.500, dropped learning rates 0.0001, 0.003",
     ]
+
+
+def test_packs_that_train_side_by_side_are_counted_together() -> None:
+    board = Board()
+    for event in (SECOND_LEG, Workers(1), FIRST_PACK, Workers(2), SECOND_PACK):
+        board.take(event)
+    assert board.heading == "training 4 trials on 2 workers to step 100 of 200"
+    assert board.done == (2 * 50 + 2 * 25) * SECOND_LEG.examples_per_step
+    board.take(Workers(1))
+    assert board.heading == "training 4 trials on 1 worker to step 100 of 200"
 
 
 @pytest.mark.parametrize("no_color", [False, True])

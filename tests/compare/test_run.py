@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.base.load import BaseModel
-from rankwise.compare import training
+from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
@@ -457,7 +457,7 @@ def test_the_recommendation_is_the_decision_on_the_scores_on_disk(
 
 def _short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """From now on a pack of more than so many trials does not fit."""
-    run_pack = training.run_pack
+    run_pack = backends.run_pack
 
     def only_small(base: BaseModel, task: Task, trials: Sequence[Trial], *others: Any, **options: Any) -> Any:
         if len(trials) > most:
@@ -466,7 +466,7 @@ def _short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
             )
         return run_pack(base, task, trials, *others, **options)
 
-    monkeypatch.setattr(training, "run_pack", only_small)
+    monkeypatch.setattr(backends, "run_pack", only_small)
 
 
 @pytest.mark.parametrize("pack_size", [None, 4])
@@ -544,6 +544,6 @@ def test_another_error_is_never_called_out_of_memory(
     def not_written(*arguments: object, **options: object) -> None:
         raise NotImplementedError("an operator that this device lacks")
 
-    monkeypatch.setattr("rankwise.compare.training.run_pack", not_written)
+    monkeypatch.setattr("rankwise.compare.backends.run_pack", not_written)
     with pytest.raises(NotImplementedError):
         run_rank_comparison(replace(config, steps=4), run=tmp_path / "run")

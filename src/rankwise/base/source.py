@@ -46,6 +46,16 @@ def locate(name: str | Path) -> str:
     return str(name)
 
 
+def snapshot(name: str | Path, revision: str) -> Path:
+    """The directory that a model which was loaded lies in: its own, or the hub's commit `revision` in the cache."""
+    located = locate(name)
+    if Path(located).is_dir():
+        return Path(located)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(located, revision=revision, local_files_only=True))
+
+
 def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """A model's configuration; no weights are read."""
     from transformers import AutoConfig

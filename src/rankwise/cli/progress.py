@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.compare.backends import Workers
 from rankwise.compare.run import Observer, Stage
 from rankwise.compare.training import Planned
 from rankwise.progress.board import Board, Row
@@ -74,10 +75,10 @@ class PlainLines:
     board: Board
     told: float = 0.0
 
-    def __call__(self, event: Stage | Planned | StepReport) -> None:
+    def __call__(self, event: Stage | Planned | StepReport | Workers) -> None:
         self.board.take(event)
         now = time.monotonic()
-        goes_on = isinstance(event, StepReport) or (isinstance(event, Stage) and event.share is not None)
+        goes_on = isinstance(event, StepReport | Workers) or (isinstance(event, Stage) and event.share is not None)
         if not goes_on or now - self.told > _LINE_SECONDS:
             self.told = now
             for line in (self.board.status, *map(_line, self.board.rows)):

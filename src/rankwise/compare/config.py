@@ -187,6 +187,17 @@ class ComparisonConfig:
         "Show trials in these as well: tensorboard (in the run directory), mlflow, wandb, trackio; "
         "needs `rankwise[trackers]`.",
     )
+    backend: Literal["local", "ray"] = _option(
+        "local",
+        one_of("local", "ray"),
+        "Where packs are trained: here, one after another (`local`), or side by side on the workers of a Ray cluster; "
+        "needs `rankwise[ray]`.",
+    )
+    address: str | None = _option(
+        None,
+        parse_text,
+        "With ray: the cluster, `auto`, HOST:PORT or ray://HOST:PORT [RAY_ADDRESS, else one that is started here].",
+    )
     trust_remote_code: bool = _option(False, parse_flag, "Run code that the model brings.")
 
     def __post_init__(self) -> None:
@@ -205,6 +216,8 @@ class ComparisonConfig:
             object.__setattr__(self, "rslora", False)
         self._check_strategy()
         self._check_task()
+        if self.address is not None and self.backend != "ray":
+            raise UserError("address: only backend ray has one; leave it out, or give --backend ray")
         if self.steps is not None and self.epochs is not None:
             raise UserError("steps and epochs are both given: leave one out")
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwise.compare import escalate, ladder
+from rankwise.compare.backends import Backend
 from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
@@ -20,11 +21,10 @@ from rankwise.compare.plan import usable_bytes
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.results import choose
 from rankwise.compare.scoring import validation_baseline
-from rankwise.compare.training import Planned, free_bytes, step_costs, train
+from rankwise.compare.training import TrainingObserver, free_bytes, step_costs, train
 from rankwise.decide.verdict import Margin
 from rankwise.fidelity import LADDER
 from rankwise.records import StopReason
-from rankwise.train.loop import StepReport
 
 _TRUST = {"ladder": (LADDER,)}
 _NAMES = {"escalate": "escalation", "ladder": "ladder"}  # in the journal, and what users are told
@@ -43,8 +43,9 @@ def grow(
     prepared: Prepared,
     directory: RunDirectory,
     journal: Journal,
-    observe: Callable[[Planned | StepReport], None],
+    observe: TrainingObserver,
     tell: Callable[[str], None],
+    backend: Backend,
 ) -> Grown:
     """Train the ranks to start with and those that follow from them."""
     config = prepared.config
@@ -55,7 +56,7 @@ def grow(
         basis = _basis(prepared, grown)
         step = _journaled_step(name, basis, journal, config.budget)
         if step is None:
-            step = _next_step(prepared, grown, directory, journal, observe, tell)
+            step = _next_step(prepared, grown, directory, journal, observe, tell, backend)
             journal.append(name, basis=basis, budget=config.budget, **asdict(step))
         steps.append(step)
         path = f"{name}: {path_text(steps)}"
@@ -94,13 +95,14 @@ def _next_step(
     grown: Prepared,
     directory: RunDirectory,
     journal: Journal,
-    observe: Callable[[Planned | StepReport], None],
+    observe: TrainingObserver,
     tell: Callable[[str], None],
+    backend: Backend,
 ) -> Step:
     is_ladder = prepared.config.strategy == "ladder"
     # How many trials a pack may have depends on the largest rank, which is a ladder's first.
     costs = step_costs(prepared.as_grid(prepared.config.first_ranks) if is_ladder else grown, journal, tell)
-    results = train(grown, directory, journal, costs, observe)
+    results = train(grown, directory, journal, costs, observe, backend)
     config = grown.config.each_scaling[0]
     baseline = validation_baseline(journal)
     choice = choose(config, results, baseline.nll)

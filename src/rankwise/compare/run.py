@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
+from rankwise.compare.backends import Backend, Workers, backend_for, cluster
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.forgetting import forgotten
@@ -46,7 +47,7 @@ class Stage:
     share: float | None = None
 
 
-Observer = Callable[[Stage | Planned | StepReport], None]
+Observer = Callable[[Stage | Planned | StepReport | Workers], None]
 
 
 _GROWN = ("ranks", "learning_rates", "seeds", "examples")  # with more of any of these, a decision is another look
@@ -70,9 +71,10 @@ def run_rank_comparison(
     check_installed(config.report_to)
     path = Path(run) if run is not None else new_run()
     first, *others = config.each_base
-    comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
-    if others:
-        comparison = _over_the_others(config, comparison, others, observe)
+    with cluster(config):
+        comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
+        if others:
+            comparison = _over_the_others(config, comparison, others, observe)
     write_page(path)
     return comparison
 
@@ -103,8 +105,9 @@ def _run_over_one_base(
             directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal,
             closing(_reporting(prepared, directory, journal)) as reporting,
             _resumable(directory),
+            closing(backend_for(prepared)) as backend,
         ):
-            comparison = _compare(prepared, directory, journal, _told(observe, reporting), reporting)
+            comparison = _compare(prepared, directory, journal, _told(observe, reporting), reporting, backend)
             reporting.conclude(comparison)
             return comparison
 
@@ -122,7 +125,7 @@ def _reporting(prepared: Prepared, directory: RunDirectory, journal: Journal) ->
 def _told(observe: Observer, reporting: Reporting) -> Observer:
     """`observe`, and the trackers with it."""
 
-    def both(event: Stage | Planned | StepReport) -> None:
+    def both(event: Stage | Planned | StepReport | Workers) -> None:
         observe(event)
         if isinstance(event, StepReport):
             reporting.step(event)
@@ -131,7 +134,12 @@ def _told(observe: Observer, reporting: Reporting) -> Observer:
 
 
 def _compare(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, observe: Observer, reporting: Reporting
+    prepared: Prepared,
+    directory: RunDirectory,
+    journal: Journal,
+    observe: Observer,
+    reporting: Reporting,
+    backend: Backend,
 ) -> RankComparison:
     def tell(text: str, share: float | None = None) -> None:
         observe(Stage(text, share))
@@ -139,10 +147,10 @@ def _compare(
     baseline = score_baseline(prepared, directory, journal, tell)
     grown = Grown(prepared, None, ())
     if prepared.config.strategy != "grid":
-        grown = grow(prepared, directory, journal, observe, tell)
+        grown = grow(prepared, directory, journal, observe, tell, backend)
         prepared = grown.prepared
     costs = step_costs(prepared, journal, tell)
-    results = train(prepared, directory, journal, costs, observe)
+    results = train(prepared, directory, journal, costs, observe, backend)
     reporting.settle(results)
     rank_0_nll = validation_baseline(journal).nll
     choices = [choose(one, results, rank_0_nll) for one in prepared.config.each_scaling]

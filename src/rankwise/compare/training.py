@@ -2,14 +2,17 @@
 
 A leg is journaled with its packs before they train, and a run that goes on trains the journaled packs first.
 Then every later leg follows from the same results, so the numbers do not depend on where the run was killed.
-Where memory is short for a pack, what is left of its leg is planned anew in packs of half its size.
+Where memory is short for a pack, what is left of its leg is planned anew in packs of half its size. A backend trains
+the packs, and tells of them in any order: nothing here may depend on it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import psutil
 import torch
@@ -17,6 +20,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
+from rankwise.compare.backends import Backend, Job, PackOutOfMemoryError, WorkerLost, Workers
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Event, Journal
 from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
@@ -30,8 +34,8 @@ from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
 from rankwise.train.cost import StepCost, measure_costs
-from rankwise.train.heap import give_back_freed_memory, is_out_of_memory
-from rankwise.train.loop import StepReport, TrainedTrial, run_pack
+from rankwise.train.heap import give_back_freed_memory
+from rankwise.train.loop import StepReport, TrainedTrial
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,16 @@ class Planned:
     dropped: tuple[Trial, ...]
 
 
+TrainingObserver: TypeAlias = Callable[[Planned | StepReport | Workers], None]
+
+
 def train(
     prepared: Prepared,
     directory: RunDirectory,
     journal: Journal,
     costs: dict[int, StepCost],
-    observe: Callable[[Planned | StepReport], None],
+    observe: TrainingObserver,
+    backend: Backend,
 ) -> dict[Trial, TrialResult]:
     """Train all legs that are not trained yet; the results of all trials, those that were dropped too."""
     for event in journal.of("trained"):
@@ -63,15 +71,14 @@ def train(
     while packs := _packs(prepared, directory, journal, results, size):
         out = dropped(prepared.config, settings.rungs, results)
         observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
-        for pack in packs:
-            try:
-                results |= _train_pack(prepared, directory, journal, pack, observe)
-            except Exception as error:
-                if len(pack.trials) == 1 or not is_out_of_memory(error):
-                    raise
-                size = -(-len(pack.trials) // 2)
-                journal.append("out of memory", pack=pack.id, size=size)
-                break
+        try:
+            for trained in _trained(prepared, directory, journal, packs, observe, backend):
+                results |= trained
+        except PackOutOfMemoryError as error:
+            if len(error.pack.trials) == 1:
+                raise error.cause from None
+            size = -(-len(error.pack.trials) // 2)
+            journal.append("out of memory", pack=error.pack.id, size=size)
     return settled(prepared.config, settings.rungs, results)
 
 
@@ -182,39 +189,45 @@ def _joined(packs: Sequence[PlannedPack]) -> Leg:
     return Leg(tuple(trial for pack in packs for trial in pack.trials), packs[0].start, packs[0].stop)
 
 
-def _train_pack(
+def _trained(
     prepared: Prepared,
     directory: RunDirectory,
     journal: Journal,
-    pack: PlannedPack,
-    observe: Callable[[StepReport], None],
-) -> dict[Trial, TrialResult]:
-    started = time.monotonic()
-    states = [directory.checkpoint(trial.id) for trial in pack.trials]
-    trained = run_pack(
-        prepared.base,
-        prepared.task,
-        pack.trials,
-        prepared.targets,
-        prepared.settings,
-        # One that was removed by hand, because it was damaged, leaves the others to begin with it.
-        begin=states if all(state.exists() for state in states) else (),
-        stop=pack.stop,
-        checkpoint=directory.checkpoint(pack.id),
-        observe=observe,
-    )
-    for one in trained:
-        _keep(prepared, directory, one)
-    results = {one.result.trial: one.result for one in trained}
-    journal.append(
-        "trained",
-        pack=pack.id,
-        status={trial.id: result.status for trial, result in results.items()},
-        sha256={one.result.trial.id: state_digest(one.state) for one in trained if one.result.status == "trained"},
-        seconds=time.monotonic() - started,
-    )
-    _hand_over(directory, journal.events[-1])
-    return results
+    packs: Sequence[PlannedPack],
+    observe: TrainingObserver,
+    backend: Backend,
+) -> Iterator[dict[Trial, TrialResult]]:
+    """The results of one pack after another, which are kept by then."""
+    since = time.monotonic()
+    with closing(backend.train([_job(directory, pack) for pack in packs], observe)) as told:
+        for event in told:
+            if isinstance(event, WorkerLost):
+                journal.append("worker lost", pack=event.pack.id, reason=event.reason)
+                continue
+            for one in event.trained:
+                _keep(prepared, directory, one)
+            statuses = {one.result.trial.id: one.result.status for one in event.trained}
+            states = {one.result.trial.id: one.state for one in event.trained if one.result.status == "trained"}
+            now = time.monotonic()
+            journal.append(
+                "trained",
+                pack=event.pack.id,
+                status=statuses,
+                sha256={trial: state_digest(state) for trial, state in states.items()},
+                # What the run took longer for it; side by side, packs take longer than that.
+                seconds=now - since,
+                pack_seconds=event.seconds,
+            )
+            since = now
+            _hand_over(directory, journal.events[-1])
+            yield {one.result.trial: one.result for one in event.trained}
+
+
+def _job(directory: RunDirectory, pack: PlannedPack) -> Job:
+    states = tuple(directory.checkpoint(trial.id) for trial in pack.trials)
+    # One that was removed by hand, because it was damaged, leaves the others to begin with it.
+    begin = states if all(state.exists() for state in states) else ()
+    return Job(pack, begin, directory.checkpoint(pack.id))
 
 
 def _hand_over(directory: RunDirectory, trained: Event) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from rankwise.compare.backends import Workers
 from rankwise.compare.run import Stage
 from rankwise.compare.training import Planned
 from rankwise.records import Trial
@@ -39,17 +40,20 @@ class Row:
 
 @dataclass
 class Board:
-    """The stage, the leg in training, and of every trial its step and losses."""
+    """The stage, the leg in training, and of every trial its step and losses; `workers` are those of a cluster."""
 
     stage: Stage = _STARTING
     planned: Planned | None = None
     reports: dict[Trial, tuple[int, float, float | None]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     training_since: float = 0.0
+    workers: int = 0
 
-    def take(self, event: Stage | Planned | StepReport) -> None:
+    def take(self, event: Stage | Planned | StepReport | Workers) -> None:
         if isinstance(event, Stage):
             self.stage = event
+        elif isinstance(event, Workers):
+            self.workers = event.count
         elif isinstance(event, Planned):
             self.stage, self.planned, self.training_since = _TRAINING, event, time.monotonic()
             for trial in event.leg.trials:
@@ -72,7 +76,8 @@ class Board:
             return self.stage.text
         count = len(planned.leg.trials)
         trials = "1 trial" if count == 1 else f"{count} trials"
-        return f"training {trials} to step {planned.leg.stop:,} of {planned.steps:,}"
+        on = "" if self.workers == 0 else f" on {self.workers} worker{'' if self.workers == 1 else 's'}"
+        return f"training {trials}{on} to step {planned.leg.stop:,} of {planned.steps:,}"
 
     @property
     def total(self) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rankwise.compare.backends import Workers
 from rankwise.compare.run import Observer, Stage
 from rankwise.compare.training import Planned
 from rankwise.progress.board import Board
@@ -35,7 +36,7 @@ class _Bars:
     board: Board = field(default_factory=Board)
     bar: Any = None
 
-    def take(self, event: Stage | Planned | StepReport) -> None:
+    def take(self, event: Stage | Planned | StepReport | Workers) -> None:
         before = self.board.heading
         self.board.take(event)
         if self.bar is None or isinstance(event, Planned) or self.board.heading != before:

@@ -103,7 +103,8 @@ def run_pack(
     `stop` is the step to train to, one at which validation is scored: the last by default. `begin` are the
     states of trials that other packs left at an earlier such step, a file each. `checkpoint` is a file:
     where it exists, training goes on from it, with the same numbers as if it had never stopped (bit for
-    bit on a CPU with the same number of threads); at the end it holds the pack at `stop`.
+    bit on a CPU with the same number of threads); at the end it holds the pack at `stop`. `observe` is told of a step
+    after its checkpoint is written.
     """
     (seed,) = {trial.seed for trial in trials}
     with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
@@ -124,12 +125,12 @@ def run_pack(
             at_rung = progress.step in settings.evaluation_steps
             if at_rung:
                 progress.evaluations.append(evaluate(base, len(pack.trials), task, progress.step))
-            if at_rung or now - told > _REPORT_SECONDS:
-                observe(_report(progress))
-                told = now
             if checkpoint is not None and (at_rung or now - saved > CHECKPOINT_SECONDS):
                 write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
                 saved = now
+            if at_rung or now - told > _REPORT_SECONDS:
+                observe(_report(progress))
+                told = now
         return [_trained(pack, progress, index, task.outcomes) for index in range(len(pack.trials))]
 
 
