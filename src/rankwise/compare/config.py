@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from rankwise.base.quantize import Quantization
 from rankwise.base.source import EMBEDDED_LM
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 from rankwise.fidelity import LADDER
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
@@ -54,7 +54,7 @@ def _alpha(value: object) -> AlphaRule:
     try:
         return parse_positive(value)
     except UserError:
-        raise UserError(f"{value!r} is not rank, 2rank or a number above 0") from None
+        raise UserError(f"{shortened(value)} is not rank, 2rank or a number above 0") from None
 
 
 def _trackers(value: object) -> tuple[TrackerName, ...]:
@@ -275,9 +275,9 @@ class ComparisonConfig:
         given = {str(name).replace("-", "_"): value for name, value in values.items()}
         for name in given:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
+                near = difflib.get_close_matches(name[:80], names, n=1)
                 hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
-                raise UserError(f"{origin}: no option {name.replace('_', '-')!r}{hint}")
+                raise UserError(f"{origin}: no option {shortened(name.replace('_', '-'))}{hint}")
         return cls(**given)
 
     def trial(self, rank: int, learning_rate: float, seed: int) -> Trial:
@@ -331,12 +331,20 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # What YAML takes for a date or a number may be none, and brackets may be deeper than Python goes.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
+    if not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
+    # A file may have come from somebody else; what runs their code is the user's own word.
+    if values.get("trust-remote-code") or values.get("trust_remote_code"):
+        raise UserError(
+            f"{path}: trust-remote-code is for the command line alone: read the model's code, then give it there"
+        )
     for name in ("train", "validation", "test", "retain"):
         value = values.get(name)
-        if isinstance(value, str) and (path.parent / value).is_file():
+        if isinstance(value, str) and "\0" not in value and (path.parent / value).is_file():
             values[name] = str(path.parent / value)
     return values
