@@ -265,8 +265,8 @@ class ComparisonConfig:
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """An option's value where it is not given."""
-        return next(option.default for option in fields(cls) if option.name == name)
+        """An option's value where it is not given. Raises `KeyError` where there is no such option."""
+        return {option.name: option.default for option in fields(cls)}[name]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:
@@ -340,9 +340,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
     # A file may have come from somebody else; what runs their code is the user's own word.
     if values.get("trust-remote-code") or values.get("trust_remote_code"):
-        raise UserError(
-            f"{path}: trust-remote-code is for the command line alone: read the model's code, then give it there"
-        )
+        raise UserError(f"{path}: trust-remote-code is for the command line alone: read that code, then give it there")
     for name in ("train", "validation", "test", "retain"):
         value = values.get(name)
         if isinstance(value, str) and "\0" not in value and (path.parent / value).is_file():
