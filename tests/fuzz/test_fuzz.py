@@ -1,6 +1,6 @@
 """Files changed by accident or in malice: an answer, or one line that says why there is none.
 
-`corpus/PARSER/KIND` holds, made small, what once ended in a traceback, a hang or gigabytes; `benchmarks.fuzz` finds more.
+`corpus/PARSER/KIND` holds, made small, what once ended in a traceback, a hang or gigabytes.
 """
 
 from __future__ import annotations

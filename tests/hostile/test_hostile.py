@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm: nothing of theirs runs, nothing is written elsewhere, nothing grows unbounded."""
+"""Files that somebody made to do harm: nothing of theirs runs, nothing is written elsewhere, nothing grows large."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -38,6 +39,7 @@ Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 Base: TypeAlias = Literal["float32", "bfloat16", "nf4", "nf4-double", "int8"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
+_LONGEST_FILE, _MOST_OPEN = 100_000, 50
 _BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
@@ -323,12 +325,24 @@ class ComparisonConfig:
         return {option.name: plain(getattr(self, option.name)) for option in fields(self)}
 
 
+def _most_open(text: str) -> int:
+    """The most brackets that are open at once, whatever they stand in."""
+    steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
+    return max(accumulate(steps), default=0)
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The options in a YAML file; data files in it are found from where it lies."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # PyYAML's time grows with the square of the brackets that are open.
+        if len(text) > _LONGEST_FILE or _most_open(text) > _MOST_OPEN:
+            raise ValueError(
+                "a configuration is no longer than 100,000 characters, and holds no lists in lists in lists"
+            )
+        values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     # What YAML takes for a date or a number may be none, and brackets may be deeper than Python goes.
