@@ -339,9 +339,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         # PyYAML's time grows with the square of the brackets that are open.
         if len(text) > _LONGEST_FILE or _most_open(text) > _MOST_OPEN:
-            raise ValueError(
-                "a configuration is no longer than 100,000 characters, and holds no lists in lists in lists"
-            )
+            raise ValueError("a configuration is no longer than 100,000 characters, and no nest of brackets")
         values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
