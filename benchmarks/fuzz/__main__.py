@@ -4,9 +4,9 @@
 
 Valid files of four kinds (data, configurations, adapters, run directories) are changed at random, in their bytes and in
 the values that they hold, and read as the commands read them, in a process of its own for each kind. What ends other
-than with a result or with the product's own error of one line, takes more than 10 s of a CPU or more than 500 MB, is kept under
-`--work` and counted. With `--coverage` the changes that reach new lines of the product are changed further (atheris,
-which is to be installed for that).
+than with a result or with the product's own error of one line, or takes more than 10 s of a CPU or 500 MB, is counted,
+and kept under `--work`. With `--coverage` the changes that reach new lines of the product are changed further (by
+atheris, which is to be installed for that).
 """
 
 from __future__ import annotations

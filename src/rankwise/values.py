@@ -128,7 +128,7 @@ def parse_targets(value: object) -> str | tuple[str, ...]:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise `ValueError` for a regular expression that is none, or that could take for ever to match a name.
+    r"""Raise `ValueError` for a regular expression that is none, or that could take for ever to match a name.
 
     Python's matcher tries every way in which repetitions can share a text; where they hold each other, or
     alternatives, there are exponentially many. More are refused than need be.
