@@ -190,15 +190,16 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
             schema = file.schema_arrow
             columns = choose_columns(str(path), schema.names, shapes)
             present = [column for column in columns if column in schema.names]
-            values: dict[str, list[Any]] = {column: [] for column in columns}
+            # A few kilobytes can stand for any number of bytes: they are counted before any are kept.
             taken = 0
-            # A few kilobytes can stand for any number of bytes: they are counted as they come.
             for batch in file.iter_batches(_BATCH, columns=present):
                 taken += batch.nbytes + 64 * len(batch)
                 if taken > MOST_UNPACKED:
                     raise UserError(f"{path}: {_TOO_LARGE}")
-                for column in columns:
-                    values[column] += batch[column].to_pylist() if column in present else [None] * len(batch)
+            table = file.read(columns=present)
+            values = {
+                column: table[column].to_pylist() if column in present else [None] * len(table) for column in columns
+            }
     # Numbers, dates and texts may be such as Python has none of.
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
