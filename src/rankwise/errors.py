@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from reprlib import Repr
 
+_LONGEST = 200
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
 
@@ -27,6 +28,7 @@ def shortened(value: object) -> str:
     ("'a\\n'", '[[[[...]]]]', 'an int too long to show')
     """
     try:
-        return _SHORT.repr(value)
+        shown = _SHORT.repr(value)
+        return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
     except ValueError:  # Python refuses to write so many digits
         return f"an {type(value).__name__} too long to show"

@@ -355,6 +355,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: trust-remote-code is for the command line alone: read that code, then give it there")
     for name in ("train", "validation", "test", "retain"):
         value = values.get(name)
-        if isinstance(value, str) and "\0" not in value and (path.parent / value).is_file():
+        if not (value is None or isinstance(value, str)):
+            raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
+        if value is not None and "\0" not in value and (path.parent / value).is_file():
             values[name] = str(path.parent / value)
     return values

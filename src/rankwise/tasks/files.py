@@ -193,7 +193,7 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
             # A few kilobytes can stand for any number of bytes: they are counted before any are kept.
             taken = 0
             for batch in file.iter_batches(_BATCH, columns=present):
-                taken += batch.nbytes + 64 * len(batch)
+                taken += sum(column.cast(_written_out(column.type)).nbytes for column in batch) + 64 * len(batch)
                 if taken > MOST_UNPACKED:
                     raise UserError(f"{path}: {_TOO_LARGE}")
             table = file.read(columns=present)
@@ -215,6 +215,20 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
             ) from error
         return name_classes(Table(str(path), values), features)
     return Table(str(path), values)
+
+
+def _written_out(kind: Any) -> Any:
+    """An Arrow type without dictionaries, in which a text of megabytes stands once for any number of rows."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _written_out(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_written_out(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_written_out(field.type)) for field in kind])
+    return kind
 
 
 def check_unpacked(path: Path) -> None:
