@@ -143,8 +143,8 @@ def _of_journal(content: bytes, draw: Random) -> bytes:
 
 
 def _of_yaml(content: bytes, draw: Random) -> bytes:
-    tree = _of_tree(yaml.safe_load(content), draw)
-    return re.sub(r"deep(\d+)", lambda deep: "[" * int(deep[1]) + "]" * int(deep[1]), yaml.safe_dump(tree)).encode()
+    text = yaml.dump(_of_tree(yaml.load(content, yaml.CSafeLoader), draw), Dumper=yaml.CSafeDumper)
+    return re.sub(r"deep(\d+)", lambda deep: "[" * int(deep[1]) + "]" * int(deep[1]), text).encode()
 
 
 def _of_safetensors(content: bytes, draw: Random) -> bytes:

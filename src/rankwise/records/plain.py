@@ -34,7 +34,7 @@ def record_of(kind: type[Record], document: Mapping[str, Any]) -> Record:
     """
     if not isinstance(document, Mapping):
         raise ValueError(f"{shortened(document)} is no {kind.__name__}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     known: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name in document or field.default is dataclasses.MISSING:
@@ -69,7 +69,7 @@ def value_of(hint: Any, value: Any) -> Any:
         return value
     if hint is float and value is None:
         return math.nan
-    wanted = {Path: str, float: (int, float)}.get(hint, hint)
+    wanted: Any = {Path: str, float: (int, float)}.get(hint, hint)
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{shortened(value)} is no {hint.__name__}")
     if isinstance(value, int) and abs(value) > _LARGEST:

@@ -248,6 +248,8 @@ def name_classes(table: Table, features: Any) -> Table:
     for column, values in table.columns.items():
         names = getattr(features.get(column), "names", None)
         if names is not None:
+            if not all(isinstance(name, str) for name in names):
+                raise UserError(f"{table.origin}: column {column!r} has classes whose names are no texts")
             for value in values:
                 if not (value is None or (isinstance(value, int) and value < len(names))):
                     raise UserError(
