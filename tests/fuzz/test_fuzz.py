@@ -49,11 +49,11 @@ def test_what_once_broke_it_is_told_in_a_line(file: Path, every: dict[str, dict[
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-@given(data=st.data())
+@given(which=st.integers(0, 1000), seed=st.integers(0, 2**32))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_is_handed_in_ends_in_an_answer_or_a_line(
-    parser: str, data: st.DataObject, every: dict[str, dict[str, Kind]]
+    parser: str, which: int, seed: int, every: dict[str, dict[str, Kind]]
 ) -> None:
-    kind = every[parser][data.draw(st.sampled_from(sorted(every[parser])))]
-    said = read(kind, mutated(kind.valid, kind.form, random.Random(data.draw(st.integers(0, 2**32)))))
+    kind = list(every[parser].values())[which % len(every[parser])]
+    said = read(kind, mutated(kind.valid, kind.form, random.Random(seed)))
     assert said is None or ("\n" not in said and len(said) < 2000)

@@ -320,7 +320,7 @@ from rankwise.cli.main import main
 compare = "compare --model model --train train.csv --text sentence --ranks 2,4 --learning-rates 1e-3 --seeds 1 "
 commands = [
     compare + "--steps 4 --batch-size 8 --max-length 32 --device cpu --run run",
-    "estimate model --method formula --ranks 4",
+    "estimate model --method formula --ranks 4 --seq-len 32",
     "inspect run",
     "report run",
     "export theirs --to peft",

@@ -343,8 +343,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    # What YAML takes for a date or a number may be none, and brackets may be deeper than Python goes.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
+    except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
