@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Kind:
     name: str
     form: str
     path: str
-    valid: bytes
+    valid: bytes = field(repr=False)
     directory: Path
     read: Callable[[Path], object]
 

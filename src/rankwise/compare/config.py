@@ -325,6 +325,13 @@ class ComparisonConfig:
         return {option.name: plain(getattr(self, option.name)) for option in fields(self)}
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file could have
+        return False
+
+
 def _most_open(text: str) -> int:
     """The most brackets that are open at once, whatever they stand in."""
     steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
@@ -357,6 +364,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
         value = values.get(name)
         if not (value is None or isinstance(value, str)):
             raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
-        if value is not None and "\0" not in value and (path.parent / value).is_file():
+        if value is not None and _is_file(path.parent / value):
             values[name] = str(path.parent / value)
     return values
