@@ -4,6 +4,14 @@ Both carry one line for a person: what was wrong, where, and what to do. The com
 line prints that line and nothing else; a traceback is a defect.
 """
 
+from __future__ import annotations
+
+from reprlib import Repr
+
+_LONGEST = 200
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
+
 
 class UserError(Exception):
     """The input cannot be used as it is; nothing was started. Exit code 2."""
@@ -11,3 +19,16 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that had started could not go on. Exit code 1."""
+
+
+def shortened(value: object) -> str:
+    r"""What a message shows of a value that may be of any kind and size, on one line.
+
+    >>> shortened("a\n"), shortened([[[[[[[1]]]]]]]), shortened(16**5000)
+    ("'a\\n'", '[[[[...]]]]', 'an int too long to show')
+    """
+    try:
+        shown = _SHORT.repr(value)
+        return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+    except ValueError:  # Python refuses to write so many digits
+        return f"an {type(value).__name__} too long to show"

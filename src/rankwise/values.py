@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import re._parser as _parser  # type: ignore[import-not-found]
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 
 T = TypeVar("T")
+
+_LARGEST = {int: 10**9, float: 1e30}  # beyond these nothing is meant that could be computed
+_MOST_ITEMS = 1000
+_MOST_REPETITIONS = 5
+_REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT, _parser.POSSESSIVE_REPEAT)
 
 
 def split_list(value: object) -> list[str]:
@@ -18,19 +24,33 @@ def split_list(value: object) -> list[str]:
     >>> split_list("4, 8"), split_list([4, 8]), split_list(8)
     (['4', '8'], ['4', '8'], ['8'])
     """
-    items = value if isinstance(value, list | tuple) else str(value).split(",")
-    return [str(item).strip() for item in items]
+    items = value if isinstance(value, list | tuple) else _plain(value).split(",")
+    if len(items) > _MOST_ITEMS:
+        raise UserError(f"{len(items):,} items are more than the {_MOST_ITEMS:,} that a list may have")
+    return [_plain(item).strip() for item in items]
+
+
+def _plain(value: object) -> str:
+    """The text of a value that has no others inside: a few lines of YAML can hold millions of them, by its aliases."""
+    if isinstance(value, list | tuple | dict | set):
+        raise UserError(f"{shortened(value)} is not one value")
+    try:
+        return str(value)
+    except ValueError:  # Python refuses to write so many digits
+        raise UserError(f"{shortened(value)} is not a value that can be used") from None
 
 
 def _number(value: object, kind: type[int] | type[float], low: float, what: str) -> Any:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = kind(str(value).strip())
+        number = kind(_plain(value).strip())
     except ValueError:
-        raise UserError(f"{value!r} is not {what}") from None
-    if not (math.isfinite(number) and number >= low):
-        raise UserError(f"{value!r} is not {what}")
+        raise UserError(f"{shortened(value)} is not {what}") from None
+    if not low <= number < math.inf:
+        raise UserError(f"{shortened(value)} is not {what}")
+    if number > _LARGEST[kind]:
+        raise UserError(f"{shortened(value)} is more than {_LARGEST[kind]:g}")
     return number
 
 
@@ -41,7 +61,7 @@ def whole_number(low: int) -> Callable[[object], int]:
 def parse_positive(value: object) -> float:
     number = float(_number(value, float, 0, "a number above 0"))
     if number == 0:
-        raise UserError(f"{value!r} is not a number above 0")
+        raise UserError(f"{shortened(value)} is not a number above 0")
     return number
 
 
@@ -51,25 +71,25 @@ def parse_duration(value: object) -> float:
     >>> parse_duration("90s"), parse_duration("1.5 h"), parse_duration(30)
     (90.0, 5400.0, 30.0)
     """
-    text = str(value).strip()
+    text = _plain(value).strip()
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:
         return parse_positive(parse_positive(text[:-1] if unit else text) * (unit or 1))
     except UserError:
-        raise UserError(f"{value!r} is not a duration such as 90s, 30m or 2h") from None
+        raise UserError(f"{shortened(value)} is not a duration such as 90s, 30m or 2h") from None
 
 
 def parse_share(value: object) -> float:
     number = float(_number(value, float, 0, "a share from 0 to below 1"))
     if number >= 1:
-        raise UserError(f"{value!r} is not a share from 0 to below 1")
+        raise UserError(f"{shortened(value)} is not a share from 0 to below 1")
     return number
 
 
 def parse_inner_share(value: object) -> float:
     number = parse_share(value)
     if number == 0:
-        raise UserError(f"{value!r} is not a share between 0 and 1")
+        raise UserError(f"{shortened(value)} is not a share between 0 and 1")
     return number
 
 
@@ -99,26 +119,81 @@ def parse_targets(value: object) -> str | tuple[str, ...]:
     (('q_proj', 'v_proj'), ('query',), '.*[qv]_proj')
     """
     if isinstance(value, str) and (value == "all-linear" or re.search(r"[*+?()\[\]|\\^$]", value)):
+        try:
+            check_pattern(value)
+        except ValueError as error:
+            raise UserError(f"{shortened(value)} is no regular expression to match with: {error}") from None
         return value
     return tuple(dict.fromkeys(split_list(value)))
+
+
+def check_pattern(pattern: str) -> None:
+    r"""Raise `ValueError` for a regular expression that is none, or that could take for ever to match a name.
+
+    Python's matcher tries every way in which repetitions can share a text; where they hold each other, or
+    alternatives, there are exponentially many. More are refused than need be.
+
+    >>> check_pattern(r".*layers\.\d+\..*(q|v)_proj")
+    >>> check_pattern("(a+)+$")
+    Traceback (most recent call last):
+    ValueError: what is repeated holds repetitions or alternatives
+    """
+    try:
+        re.compile(pattern)
+        tree = _parser.parse(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    if _repetitions(tree) > _MOST_REPETITIONS:
+        raise ValueError(f"it has more than {_MOST_REPETITIONS} repetitions")
+
+
+def _repetitions(tree: Any) -> int:
+    """How many there are."""
+    count = 0
+    for name, value in tree:
+        inner = [part for part in _parts(value) if isinstance(part, _parser.SubPattern)]
+        within = sum(map(_repetitions, inner))
+        count += within
+        if name in _REPEATS and value[1] > 1:
+            if within or any(_has_alternatives(part) for part in inner):
+                raise ValueError("what is repeated holds repetitions or alternatives")
+            count += 1
+        if str(name) == "GROUPREF":
+            raise ValueError("it refers back to a group")
+    return count
+
+
+def _has_alternatives(tree: Any) -> bool:
+    return any(
+        str(name) == "BRANCH"
+        or any(_has_alternatives(part) for part in _parts(value) if isinstance(part, _parser.SubPattern))
+        for name, value in tree
+    )
+
+
+def _parts(value: Any) -> list[Any]:
+    """A node's value, and what is in it, to where other nodes begin."""
+    if isinstance(value, tuple | list):
+        return [part for each in value for part in _parts(each)]
+    return [value]
 
 
 def parse_flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise UserError(f"{value!r} is not true or false")
+    raise UserError(f"{shortened(value)} is not true or false")
 
 
 def parse_text(value: object) -> str:
     if isinstance(value, str) and value.strip():
         return value
-    raise UserError(f"{value!r} is not a text")
+    raise UserError(f"{shortened(value)} is not a text")
 
 
 def one_of(*choices: str) -> Callable[[object], Any]:
     def parsed(value: object) -> str:
         if value not in choices:
-            raise UserError(f"{value!r} is not one of {', '.join(choices)}")
+            raise UserError(f"{shortened(value)} is not one of {', '.join(choices)}")
         return str(value)
 
     return parsed

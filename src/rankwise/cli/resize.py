@@ -45,6 +45,9 @@ def resize(
     max_length: Annotated[
         int | None, typer.Option(help="With --test: cut examples to this many tokens.", show_default=False)
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="With --test: run code that the model brings.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
 ) -> None:
     """Write the adapter of lower rank that is nearest to a trained one, in PEFT's format.
@@ -72,6 +75,7 @@ def resize(
             text_pair=text_pair,
             label=label,
             max_length=max_length,
+            trust_remote_code=trust_remote_code or None,
             tell=lambda text: observe(Stage(text)),
         )
     if json:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from rankwise.base.quantize import Quantization
 from rankwise.base.source import EMBEDDED_LM
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 from rankwise.fidelity import LADDER
 from rankwise.records import Metric, Trial
 from rankwise.tasks.source import Source
@@ -38,6 +39,7 @@ Scaling: TypeAlias = Literal["alpha/rank", "rslora"]
 Base: TypeAlias = Literal["float32", "bfloat16", "nf4", "nf4-double", "int8"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
+_LONGEST_FILE, _MOST_OPEN = 100_000, 50
 _BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
@@ -54,7 +56,7 @@ def _alpha(value: object) -> AlphaRule:
     try:
         return parse_positive(value)
     except UserError:
-        raise UserError(f"{value!r} is not rank, 2rank or a number above 0") from None
+        raise UserError(f"{shortened(value)} is not rank, 2rank or a number above 0") from None
 
 
 def _trackers(value: object) -> tuple[TrackerName, ...]:
@@ -278,8 +280,8 @@ class ComparisonConfig:
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """An option's value where it is not given."""
-        return next(option.default for option in fields(cls) if option.name == name)
+        """An option's value where it is not given. Raises `KeyError` where there is no such option."""
+        return {option.name: option.default for option in fields(cls)}[name]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:
@@ -288,9 +290,9 @@ class ComparisonConfig:
         given = {str(name).replace("-", "_"): value for name, value in values.items()}
         for name in given:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
+                near = difflib.get_close_matches(name[:80], names, n=1)
                 hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
-                raise UserError(f"{origin}: no option {name.replace('_', '-')!r}{hint}")
+                raise UserError(f"{origin}: no option {shortened(name.replace('_', '-'))}{hint}")
         return cls(**given)
 
     def trial(self, rank: int, learning_rate: float, seed: int) -> Trial:
@@ -336,20 +338,45 @@ class ComparisonConfig:
         return {option.name: plain(getattr(self, option.name)) for option in fields(self)}
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file could have
+        return False
+
+
+def _most_open(text: str) -> int:
+    """The most brackets that are open at once, whatever they stand in."""
+    steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
+    return max(accumulate(steps), default=0)
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The options in a YAML file; data files in it are found from where it lies."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # PyYAML's time grows with the square of the brackets that are open.
+        if len(text) > _LONGEST_FILE or _most_open(text) > _MOST_OPEN:
+            raise ValueError("a configuration is no longer than 100,000 characters, and no nest of brackets")
+        values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
+    except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
+    if not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
+    # A file may have come from somebody else; what runs their code is the user's own word.
+    if values.get("trust-remote-code") or values.get("trust_remote_code"):
+        raise UserError(f"{path}: trust-remote-code is for the command line alone: read that code, then give it there")
     for name in ("train", "validation", "test", "retain"):
         value = values.get(name)
-        if isinstance(value, str) and (path.parent / value).is_file():
+        if not (value is None or isinstance(value, str)):
+            raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
+        if value is not None and _is_file(path.parent / value):
             values[name] = str(path.parent / value)
     return values

@@ -18,6 +18,7 @@ report.html         the page
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ from filelock import FileLock, Timeout
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.journal import Journal
 from rankwise.durable import digest, write_directory, write_file
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, shortened
 from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
+from rankwise.tasks.files import check_unpacked
 
 if TYPE_CHECKING:
     from rankwise.tasks.task import Split
@@ -42,6 +44,9 @@ Description: TypeAlias = dict[str, Any]
 
 SCORES = "scores.parquet"  # of the test examples
 RETAINED = "retained.parquet"  # of the retained texts
+
+# What reading a file raises that was damaged, or made by somebody else, where it is JSON or Parquet all the same.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
 _MAY_DIFFER = (
@@ -136,16 +141,19 @@ class RunDirectory:
         file = self.path / "comparison.json"
         if file.is_file():
             try:
-                there = json.loads(file.read_text())
+                there = json.loads(file.read_text(encoding="utf-8"))
                 differences = _differences(there, description, test)
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{file} is damaged ({error}); restore it from a copy, or start a new run") from error
+                kept = {key: there[key] for key in ("versions", "hardware")}
+            except DAMAGE as error:
+                raise RunError(
+                    f"{file} is damaged ({_reason(error)}); restore it from a copy, or start a new run"
+                ) from error
             if differences:
                 raise UserError(
                     f"run directory {self.path} belongs to another comparison: {'; '.join(differences)}; "
                     "choose another --run"
                 )
-            description = description | {key: there[key] for key in ("versions", "hardware")}
+            description = description | kept
         write_json(file, description)
 
     def write_result(self, result: TrialResult) -> None:
@@ -166,15 +174,19 @@ class RunDirectory:
         _write_parquet(directory / "curve.parquet", curve)
 
     def read_result(self, trial: Trial, status: TrialStatus) -> TrialResult:
-        curve = _read_parquet(self.trial(trial) / "curve.parquet")
-        scored = curve[curve["validation_accuracy"].notna()]
-        evaluations = zip(scored["step"], scored["validation_nll"], scored["validation_accuracy"], strict=True)
-        return TrialResult(
-            trial,
-            status,
-            tuple(curve["train_nll"].tolist()),
-            tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
-        )
+        file = self.trial(trial) / "curve.parquet"
+        curve = _read_parquet(file)
+        try:
+            scored = curve[curve["validation_accuracy"].notna()]
+            evaluations = zip(scored["step"], scored["validation_nll"], scored["validation_accuracy"], strict=True)
+            return TrialResult(
+                trial,
+                status,
+                tuple(map(float, curve["train_nll"])),
+                tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
+            )
+        except DAMAGE as error:
+            raise RunError(f"{file} is no learning curve ({_reason(error)}); restore it from a copy") from error
 
     def results(self, journal: Journal) -> dict[Trial, TrialResult]:
         """What all starts of the run so far have trained."""
@@ -216,10 +228,11 @@ def read_comparison(run: Path) -> RankComparison:
             raise UserError(f"run {run} has not ended: go on with it by rankwise compare … --run {run} --resume")
         raise UserError(f"{run} is not a run directory: give the directory that rankwise compare was given with --run")
     try:
-        comparison = RankComparison.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        comparison = RankComparison.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        _check_sense(comparison)
+    except (OSError, *DAMAGE) as error:
         raise RunError(
-            f"{file} is damaged ({' '.join(str(error).split())[:120]}); "
+            f"{file} is damaged ({_reason(error)}); "
             "restore it from a copy, or make it anew by going on with the run with --resume"
         ) from error
     over = tuple(
@@ -227,6 +240,18 @@ def read_comparison(run: Path) -> RankComparison:
         for one in comparison.over
     )
     return replace(comparison, run=run, adapter=run / "adapter", over=over)
+
+
+def _check_sense(comparison: RankComparison) -> None:
+    """What no comparison says; names of bases become paths, and must not lead out of the run."""
+    for one in (comparison, *comparison.over):
+        if not one.experiments or any(row.rank < 1 or row.seeds < 1 for row in one.experiments):
+            raise ValueError("it has no experiments, or one of no rank or no seed")
+        if not all(math.isfinite(row.alpha) and math.isfinite(row.learning_rate) for row in one.experiments):
+            raise ValueError("an experiment has no alpha or no learning rate")
+    for one in comparison.over:
+        if one.over or one.run.name in ("", "..") or "\0" in one.run.name:
+            raise ValueError(f"{shortened(str(one.run))} is no run over another base")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -241,14 +266,14 @@ def _write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
+        check_unpacked(path)
         table = pd.read_parquet(path)
         if table.attrs.get("sha256") != _digest(table):
             raise ValueError("its figures are not those that were written")
     # What reads Parquet raises errors of many kinds for bytes that are none.
     except Exception as error:
         raise RunError(
-            f"{path} is missing or damaged ({' '.join(str(error).split())[:120]}); "
-            "restore it from a copy, or start a new run"
+            f"{path} is missing or damaged ({_reason(error)}); restore it from a copy, or start a new run"
         ) from error
     return table
 
@@ -257,6 +282,10 @@ def _digest(table: pd.DataFrame) -> str:
     """Of all columns as float64, in which every figure of ours is exact; a missing one is NaN, be it of any type."""
     columns = {str(name): pd.to_numeric(table[name]).to_numpy(np.float64, na_value=np.nan) for name in table}
     return digest({name: np.where(np.isnan(values), np.nan, values).data for name, values in columns.items()})
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _differences(there: Description, here: Description, test: Split) -> list[str]:
@@ -296,4 +325,4 @@ def _grown(old: Any, new: Any) -> bool:
 def _shown(value: Any) -> str:
     if value is None:
         return "not given"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value))[:200] if isinstance(value, list) else " ".join(str(value)[:200].split())

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import RunError
+from rankwise.errors import RunError, shortened
 
 Event = dict[str, Any]
+Check = Callable[[Any], bool]
 
 
 class Journal:
@@ -24,14 +26,18 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events: list[Event] = []
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self.events.append(_event(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise RunError(
-                    f"{path}, line {number}: damaged ({error}); restore the file from a copy, or start a new run"
+                    f"{path}, line {number}: damaged ({' '.join(str(error).split())[:200]}); "
+                    "restore the file from a copy, or start a new run"
                 ) from error
         if len(whole) < len(content):
             os.truncate(path, len(whole))
@@ -64,4 +70,120 @@ def _event(line: bytes) -> Event:
     checksum = event.pop("crc32", None)
     if zlib.crc32(json.dumps(event).encode()) != checksum:
         raise ValueError("its checksum is another" if checksum is not None else "it has no checksum")
+    for name, fits in ({"event": _text, "seconds": _seconds} | _FIELDS.get(str(event.get("event")), {})).items():
+        if not fits(event.get(name)):
+            raise ValueError(f"{name} of {shortened(event.get('event'))} is {shortened(event.get(name))}")
     return event
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    """A file's name that leads nowhere else: paths are made of it."""
+    return _text(value) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value) and len(value) < 200
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _figure(value: Any) -> bool:
+    return _whole(value) or isinstance(value, float)
+
+
+def _seconds(value: Any) -> bool:
+    return value is None or _figure(value)
+
+
+def _or_none(fits: Check) -> Check:
+    return lambda value: value is None or fits(value)
+
+
+def _several(fits: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _some(fits: Check) -> Check:
+    return lambda value: bool(value) and _several(fits)(value)
+
+
+def _by_name(fits: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(_name, value)) and all(map(fits, value.values()))
+
+
+def _record(fields: Mapping[str, Check]) -> Check:
+    """Of these fields and no others."""
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == fields.keys()
+        and all(fits(value[name]) for name, fits in fields.items())
+    )
+
+
+_TRIAL = {
+    "rank": lambda value: _whole(value) and value > 0,
+    "alpha": _figure,
+    "use_rslora": lambda value: isinstance(value, bool),
+    "learning_rate": _figure,
+    "seed": _whole,
+}
+_STEP = {"basis": lambda value: isinstance(value, dict), "budget": _or_none(_figure), "found": _several(_text)}
+_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text)}
+
+# What each event must hold, whoever wrote it: a checksum tells damage, not malice.
+_FIELDS: dict[str, dict[str, Check]] = {
+    "baseline": {
+        "examples": _whole,
+        "validation": lambda value: (
+            isinstance(value, dict)
+            and {"accuracy", "nll"} <= value.keys() <= {"accuracy", "nll", "retained_nll"}
+            and all(map(_or_none(_figure), value.values()))
+        ),
+    },
+    "retained": {"trials": _several(_name), "sha256": _text},
+    "costs": {
+        "ranks": _several(_record({"rank": _whole, "seconds": _figure, "peak_bytes": _or_none(_whole)})),
+    },
+    "pack size": {"ranks": _some(_whole), "size": lambda value: _whole(value) and value > 0},
+    "out of memory": {"pack": _name, "size": lambda value: _whole(value) and value > 0},
+    "plan": {
+        "start": _whole,
+        "stop": _whole,
+        "packs": _some(_record({"pack": _name, "trials": _some(_record(_TRIAL))})),
+    },
+    "trained": {
+        "pack": _name,
+        "status": _by_name(lambda value: value in ("trained", "dropped", "diverged")),
+        "sha256": _by_name(_text),
+    },
+    "scored": {"trials": _several(_name), "examples": _whole},
+    "fine-tuned": {
+        "id": _name,
+        "examples": _whole,
+        "retained": _or_none(_text),
+        "status": _text,
+        "validation_nll": _figure,
+        "step_seconds": _figure,
+        "peak_bytes": _or_none(_whole),
+        "params": _whole,
+    },
+    "cut": {
+        "trials": _several(_name),
+        "ranks": _several(_whole),
+        "nll": _several(_figure),
+        "accuracy": _several(_figure),
+    },
+    "decided": {
+        "ranks": _several(_whole),
+        "learning_rates": _several(_figure),
+        "seeds": _whole,
+        "examples": _whole,
+        "status": _text,
+    },
+    "reported": {"to": _text, "run": _text, "status": _text},
+    "grouped": {"name": _text, "id": _text},
+    "escalation": _STEP,
+    "ladder": _STEP,
+}

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.directory import RunDirectory, read_comparison
+from rankwise.compare.directory import DAMAGE, RunDirectory, read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_file
+from rankwise.errors import RunError, shortened
+from rankwise.records.plain import value_of
 from rankwise.report.page import comparison_page
 
 
@@ -20,19 +22,33 @@ def write_page(run: Path | str) -> Path:
 
     Raises `UserError` where the run has not ended, `RunError` where its files are damaged.
     """
-    directory = RunDirectory(Path(run))
-    comparison = read_comparison(directory.path)
+    path = Path(run)
+    comparison = read_comparison(path)
     for other in comparison.over:
-        write_page(other.run)
-    setup = json.loads((directory.path / "comparison.json").read_text(encoding="utf-8"))
-    results = directory.results(Journal(directory.path / "journal.jsonl"))
-    page = comparison_page(
-        comparison,
-        list(results.values()),
-        setup,
-        base_bytes=setup.get("base_bytes"),
-        command=command_of(setup["config"]),
-    )
+        _write_page(other.run)
+    return _write_page(path)
+
+
+def _write_page(path: Path) -> Path:
+    directory, comparison = RunDirectory(path), read_comparison(path)
+    results = directory.results(Journal(path / "journal.jsonl"))
+    file = path / "comparison.json"
+    try:
+        setup = json.loads(file.read_text(encoding="utf-8"))
+        page = comparison_page(
+            comparison,
+            list(results.values()),
+            setup,
+            base_bytes=value_of(int | None, setup.get("base_bytes")),
+            command=command_of(setup["config"]),
+        )
+        page.encode()
+    # Figures that no comparison has can be of the right type, and then it is too late to tell which file they are of.
+    except (OSError, *DAMAGE) as error:
+        raise RunError(
+            f"{path} cannot be shown ({shortened(error)}): {file.name} or experiments.json is damaged; "
+            "restore them from a copy"
+        ) from error
     write_file(directory.page, lambda beside: beside.write_text(page, encoding="utf-8"))
     return directory.page
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from rankwise.base.quantize import Quantization
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.directory import read_comparison
+from rankwise.compare.directory import DAMAGE, read_comparison
 from rankwise.errors import RunError, UserError
 from rankwise.records import RankComparison, Recommendation
+from rankwise.records.plain import record_of, value_of
 from rankwise.report.text import one_line
 from rankwise.train.settings import TrainingSettings
 
@@ -91,7 +93,7 @@ def read_finding(run: Path) -> Finding:
     adapter = _read(comparison.adapter / "adapter_config.json")
     try:
         return _finding(comparison, description, adapter)
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise RunError(
             f"{run / 'comparison.json'} is damaged ({one_line(repr(error))[:120]}); restore it from a copy"
         ) from error
@@ -108,38 +110,48 @@ def _finding(comparison: RankComparison, description: Mapping[str, Any], adapter
     stored = comparison.base
     if answer.alpha is None or answer.use_rslora is None or answer.learning_rate is None:
         raise ValueError("a rank without alpha, scaling and learning rate")
+    if not (answer.rank >= 1 and 0 < answer.alpha < math.inf and 0 < answer.learning_rate < math.inf):
+        raise ValueError("a rank, an alpha or a learning rate that is none")
+    settings = record_of(
+        TrainingSettings,
+        {
+            "steps": description["steps"],
+            "batch_size": option("batch_size"),
+            "accumulation": option("gradient_accumulation"),
+            "warmup_ratio": option("warmup_ratio"),
+            "schedule": option("schedule"),
+            "max_grad_norm": option("max_grad_norm"),
+            "checkpointing": option("gradient_checkpointing"),
+        },
+    )
+    max_length = value_of(int, config["max_length"])
+    examples = value_of(int, description["data"]["train"]["examples"])
+    if min(settings.steps, settings.batch_size, settings.accumulation, max_length, examples) < 1:
+        raise ValueError("no steps, no batches, no tokens or no examples")
     return Finding(
         comparison=comparison,
         rank=answer.rank,
         alpha=answer.alpha,
         use_rslora=answer.use_rslora,
         learning_rate=answer.learning_rate,
-        targets=tuple(model["targets"]),
-        base_model=adapter["base_model_name_or_path"],
-        revision=adapter.get("revision"),
+        targets=value_of(tuple[str, ...], model["targets"]),
+        base_model=value_of(str, adapter["base_model_name_or_path"]),
+        revision=value_of(str | None, adapter.get("revision")),
         causal=adapter["task_type"] == "CAUSAL_LM",
-        dtype=model["dtype"],
-        quantize="none" if stored in ("float32", "bfloat16") else cast(Quantization, stored),
-        settings=TrainingSettings(
-            steps=description["steps"],
-            batch_size=option("batch_size"),
-            accumulation=option("gradient_accumulation"),
-            warmup_ratio=option("warmup_ratio"),
-            schedule=option("schedule"),
-            max_grad_norm=option("max_grad_norm"),
-            checkpointing=option("gradient_checkpointing"),
-        ),
-        max_length=config["max_length"],
-        learn_prompts=option("learn_prompts"),
-        examples=description["data"]["train"]["examples"],
-        labels=tuple(description["data"]["labels"]),
+        dtype=value_of(Literal["float32", "bfloat16"], model["dtype"]),
+        quantize="none" if stored in ("float32", "bfloat16") else value_of(Quantization, stored),
+        settings=settings,
+        max_length=max_length,
+        learn_prompts=value_of(bool, option("learn_prompts")),
+        examples=examples,
+        labels=value_of(tuple[str, ...], description["data"]["labels"]),
     )
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"{file} is missing or damaged ({one_line(str(error))[:120]}); restore it from a copy"
         ) from error

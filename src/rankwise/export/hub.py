@@ -27,7 +27,12 @@ def check_repository(name: str) -> None:
 
 def write_folder(directory: Path, finding: Finding, repository: str) -> None:
     """Write the trained adapter and its card into an empty directory."""
-    shutil.copytree(finding.comparison.adapter, directory, dirs_exist_ok=True)
+    # These alone, and no links: a run from elsewhere could have put anything of this machine's beside them.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        source = finding.comparison.adapter / name
+        if source.is_symlink() or not source.is_file():
+            raise RunError(f"{source} is missing or a link, which is not sent anywhere; restore it from a copy")
+        shutil.copyfile(source, directory / name)
     if finding.is_local:
         # Where this machine has its base model is of no use to another, and nobody's business.
         file = directory / "adapter_config.json"

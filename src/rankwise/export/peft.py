@@ -7,9 +7,12 @@ from pathlib import Path
 
 from peft import LoraConfig
 
+from rankwise.errors import RunError
 from rankwise.export.finding import Finding
 from rankwise.export.words import number, transformers_arguments
+from rankwise.records.plain import value_of
 from rankwise.report.markdown import escaped
+from rankwise.report.text import one_line
 
 
 def write_peft(directory: Path, finding: Finding) -> None:
@@ -18,10 +21,18 @@ def write_peft(directory: Path, finding: Finding) -> None:
     The configuration is the trained adapter's own, with the layers by their whole names, and without weights: what
     `get_peft_model` trains anew. `TrainingArguments(**…)` takes what is in the second file.
     """
-    config = LoraConfig.from_pretrained(str(finding.comparison.adapter))
+    adapter = finding.comparison.adapter
+    try:
+        config = LoraConfig.from_pretrained(str(adapter))
+        excluded = value_of(tuple[str, ...], sorted(config.exclude_modules or ()))
+    # PEFT checks what it reads in ways of its own, and the file may be anybody's.
+    except Exception as error:
+        raise RunError(
+            f"{adapter / 'adapter_config.json'} is damaged ({one_line(str(error))[:200]}); restore it from a copy"
+        ) from error
     config.r, config.lora_alpha, config.use_rslora = finding.rank, number(finding.alpha), finding.use_rslora
     # PEFT reads lists as sets, of no fixed order.
-    config.target_modules, config.exclude_modules = list(finding.targets), sorted(config.exclude_modules or ()) or None
+    config.target_modules, config.exclude_modules = list(finding.targets), list(excluded) or None
     config.inference_mode = False
     config.save_pretrained(str(directory))
     training = transformers_arguments(finding)

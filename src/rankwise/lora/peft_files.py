@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from rankwise.errors import UserError
 from rankwise.records import scaling_of
+from rankwise.values import check_pattern
 
 PREFIX = "base_model.model."
 
@@ -48,6 +49,8 @@ UNDERSTOOD = frozenset(
 _ALONE = UNDERSTOOD | {"rank_pattern", "alpha_pattern", "trainable_token_indices"}
 # The others (PiSSA, OLoRA, …) take their start out of the base weights, which are then no longer the base model's.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+_LARGEST = 1e30
+_LONGEST_NAME = 300
 _FACTOR = re.compile(r"(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
 
 
@@ -95,6 +98,8 @@ def find_adapter(path: Path) -> AdapterFiles:
         raise _unusable(directory, problems)
     with open_weights(directory / SAFETENSORS_WEIGHTS_NAME) as weights:
         shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    if any(len(name) > _LONGEST_NAME for name in shapes):
+        raise _unusable(directory, [f"a tensor's name has more than {_LONGEST_NAME} characters"])
     pairs: dict[str, dict[str, str]] = {}
     others = []
     for name in shapes:
@@ -115,7 +120,8 @@ def find_adapter(path: Path) -> AdapterFiles:
 
 def _unusable(directory: Path, problems: Sequence[str]) -> UserError:
     more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-    return UserError(f"adapter {directory} cannot be inspected or resized: {'; '.join(problems[:4])}{more}")
+    shown = "; ".join(" ".join(problem.split())[:300] for problem in problems[:4])
+    return UserError(f"adapter {directory} cannot be inspected or resized: {shown}{more}")
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -123,16 +129,22 @@ def read_settings(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{directory} is not an adapter: it has no {CONFIG_NAME}")
     try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
     if not (
         isinstance(settings, dict)
-        and isinstance(settings.get("r"), int)
-        and isinstance(settings.get("lora_alpha"), int | float)
+        and _is_number(settings.get("r"))
+        and isinstance(settings["r"], int)
+        and settings["r"] >= 1
+        and _is_number(settings.get("lora_alpha"))
     ):
         raise UserError(f"{file} is not the configuration of a LoRA adapter: it has no r and lora_alpha")
     return settings
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def foreign_settings(settings: Mapping[str, Any], understood: Set[str] = UNDERSTOOD) -> Iterator[str]:
@@ -142,7 +154,7 @@ def foreign_settings(settings: Mapping[str, Any], understood: Set[str] = UNDERST
         if key not in understood and (value or usual) and value != usual:
             yield f"{key} is {json.dumps(value)[:60]}"
     start = settings.get("init_lora_weights", True)
-    if start not in _PLAIN_INITIALISATIONS:
+    if isinstance(start, list | dict) or start not in _PLAIN_INITIALISATIONS:
         yield f"init_lora_weights is {json.dumps(start)[:60]}, which changes the base weights"
 
 
@@ -157,24 +169,26 @@ def missing_weights(directory: Path) -> Iterator[str]:
 def open_weights(file: Path) -> Iterator[Any]:
     """safetensors' own reader. A file that is damaged is a `UserError`."""
     try:
-        reader = safe_open(file, framework="pt")
+        with safe_open(file, framework="pt") as weights:
+            yield weights
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} could not be read: {error}") from error
-    with reader as weights:
-        yield weights
+        raise UserError(f"{file} could not be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def _broken_patterns(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, kind, what in (("rank_pattern", int, "whole numbers"), ("alpha_pattern", int | float, "numbers")):
         pattern = settings.get(name) or {}
-        if not (isinstance(pattern, dict) and all(isinstance(value, kind) for value in pattern.values())):
+        if not (
+            isinstance(pattern, dict)
+            and all(_is_number(value) and isinstance(value, kind) for value in pattern.values())
+        ):
             yield f"{name} is no mapping of module names to {what}"
             continue
         for key in pattern:
             try:
-                re.compile(key)
-            except re.error as error:
-                yield f"{name} has a key that is no regular expression ({key[:60]}: {error})"
+                check_pattern(key)
+            except ValueError as error:
+                yield f"{name} has a key that is no regular expression to match with ({key[:60]}: {error})"
 
 
 def _adapted_module(
@@ -188,7 +202,7 @@ def _adapted_module(
     a, b = shapes[pair["A"]], shapes[pair["B"]]
     if len(a) != 2 or len(b) != 2:
         return f"{name} is no linear layer or embedding: its lora_A has shape {a}"
-    if not (a[0] == b[1] == rank >= 1):
+    if not (a[0] == b[1] == rank >= 1 and a[1] >= 1 and b[0] >= 1):
         return f"{name} has tensors of shapes {a} and {b}, which are not of the rank {rank} in {CONFIG_NAME}"
     scaling = scaling_of(alpha, rank, use_rslora=bool(settings.get("use_rslora")))
     return AdaptedModule(name, pair["A"], pair["B"], a[1], b[0], rank, alpha, scaling)

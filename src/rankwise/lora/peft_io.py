@@ -72,7 +72,8 @@ def read_adapter(directory: Path, base: BaseModel, targets: Sequence[LinearLayer
         tensors = _read_tensors(file)
         problems += _differences(_shapes_of(tensors), _expected_shapes(base, rank, targets))
     if problems:
-        raise UserError(f"adapter {directory} cannot be used with {base.name}: {'; '.join(problems)}")
+        shown = "; ".join(" ".join(problem.split())[:300] for problem in problems[:6])
+        raise UserError(f"adapter {directory} cannot be used with {base.name}: {shown}")
     return SavedAdapter(rank, float(alpha), bool(settings.get("use_rslora")), tensors)
 
 

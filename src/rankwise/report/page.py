@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from rankwise.records import Needed, RankComparison, Recommendation, TrialResult
@@ -34,12 +35,9 @@ def comparison_page(
     command: str,
 ) -> str:
     """The page. `trials` are all that were begun, `setup` is what `comparison.json` says, `command` repeats the run."""
-    environment = Environment(loader=PackageLoader("rankwise.report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"isolated": isolated, "table": _table}
-    environment.globals["headline"] = headline
     plots = list(charts(comparison, trials, base_bytes))
     recommendation = comparison.recommendation
-    page: str = environment.get_template("page.html").render(
+    page: str = _template().render(
         comparison=comparison,
         recommendation=recommendation,
         answer=recommendation_sheet(recommendation),
@@ -53,6 +51,14 @@ def comparison_page(
         command=command,
     )
     return page
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=PackageLoader("rankwise.report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"isolated": isolated, "table": _table}
+    environment.globals["headline"] = headline
+    return environment.get_template("page.html")
 
 
 def _table(sheet: Sheet) -> Markup:

@@ -36,6 +36,7 @@ def resize_adapter(
     text_pair: str | None = None,
     label: str | None = None,
     max_length: int | None = None,
+    trust_remote_code: bool | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> ResizedAdapter:
     """Write the adapter of lower rank that is nearest to the one in `path` (as for `inspect_adapter`) to `out`.
@@ -47,7 +48,8 @@ def resize_adapter(
     adapter's.
 
     With `test` both adapters are scored on these data. The base model is that of the adapter's run or configuration
-    unless `model` is given; the other options are those of `ComparisonConfig`, by default the run's where there is one.
+    unless `model` is given; the other options are those of `ComparisonConfig`, by default the run's where there is one
+    (`trust_remote_code` excepted, which only its caller can give).
     Nothing is written where model, data and adapter do not belong together. `tell` hears what takes long.
     """
     out = Path(out)
@@ -57,7 +59,14 @@ def resize_adapter(
         raise UserError(f"energy {energy:g} is not a share between 0 and 1, such as 0.95")
     if per_layer and energy is None:
         raise UserError("per-layer chooses each module's rank by its energy: give energy instead of rank")
-    given = {"model": model, "text": text, "text_pair": text_pair, "label": label, "max_length": max_length}
+    given = {
+        "model": model,
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "max_length": max_length,
+        "trust_remote_code": trust_remote_code,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     if options and test is None:
         name = next(iter(options)).replace("_", "-")

@@ -15,7 +15,7 @@ from typing import Any
 from rankwise.base.load import BaseModel, load_tokenizer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import base_for, model_of
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, shortened
 from rankwise.lora.peft_files import PREFIX, AdapterFiles, open_weights
 from rankwise.tasks.classification import load_classification_test
 from rankwise.tasks.files import quoted
@@ -85,9 +85,10 @@ def load_subject(files: AdapterFiles, test: Source, options: Mapping[str, Any], 
 
 def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Known:
     directory, kind = files.directory, files.settings.get("task_type")
-    if kind not in _TASKS:
+    if not isinstance(kind, str) or kind not in _TASKS:
+        neither = " nor ".join(_TASKS)
         raise UserError(
-            f"adapter {directory} cannot be measured: its task type is {kind}, neither {' nor '.join(_TASKS)}"
+            f"adapter {directory} cannot be measured: its task type is {shortened(kind)}, neither {neither}"
         )
     data = {"task": _TASKS[kind], "train": test, "validation": None, "test": test, "retain": None}
     run = _run_of(directory)
@@ -101,12 +102,15 @@ def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Kn
         there = json.loads(file.read_text(encoding="utf-8"))
         begun = ComparisonConfig.from_mapping(there["config"], str(file))
         labels, revision = tuple(there["data"]["labels"]) or None, there["model"]["revision"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error!r}); restore it from a copy") from error
+        if not isinstance(revision, str) or not all(isinstance(label, str) for label in labels or ()):
+            raise ValueError("labels or revision are no texts")
+    except (UserError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise RunError(f"{file} is damaged ({shortened(str(error))}); restore it from a copy") from error
     if begun.task == "docmatch" and "text_pair" not in options:
         raise UserError(f"run {run} was trained on pairs of texts: name the column of the second with --text-pair")
     # Where the run was trained does not matter here, and may be another machine.
-    return _Known(replace(begun, **{**data, "device": "auto", **options}), labels, revision)
+    here = {"device": "auto", "trust_remote_code": False}  # nor is another's consent this user's
+    return _Known(replace(begun, **{**data, **here, **options}), labels, revision)
 
 
 def _run_of(adapter: Path) -> Path | None:

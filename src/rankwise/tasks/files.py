@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 
 _LONGEST_FIELD = 2**31 - 1  # what a C long holds on every platform
+MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for
+_TOO_LARGE = f"unpacked it takes more than {MOST_UNPACKED / 2**30:g} GiB; give a part of it"
+_BATCH = 256  # rows
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def read_file(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = N
     try:
         return _read_jsonl(path, shapes, damaged) if reader is _read_jsonl else reader(path, shapes)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
 
 
 def _read_csv(path: Path, shapes: Sequence[Shape]) -> Table:
@@ -186,18 +189,57 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             columns = choose_columns(str(path), schema.names, shapes)
-            table = file.read(columns=[column for column in columns if column in schema.names])
+            present = [column for column in columns if column in schema.names]
+            # A few kilobytes can stand for any number of bytes: they are counted before any are kept.
+            taken = 0
+            for batch in file.iter_batches(_BATCH, columns=present):
+                taken += sum(column.cast(_written_out(column.type)).nbytes for column in batch) + 64 * len(batch)
+                if taken > MOST_UNPACKED:
+                    raise UserError(f"{path}: {_TOO_LARGE}")
+            table = file.read(columns=present)
             values = {
-                column: table[column].to_pylist() if column in schema.names else [None] * len(table)
-                for column in columns
+                column: table[column].to_pylist() if column in present else [None] * len(table) for column in columns
             }
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    # Numbers, dates and texts may be such as Python has none of.
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     if b"huggingface" in (schema.metadata or {}):
         from datasets import Features
 
-        return name_classes(Table(str(path), values), Features.from_arrow_schema(schema))
+        try:
+            features = Features.from_arrow_schema(schema)
+        # They are JSON that `datasets` trusts.
+        except Exception as error:
+            raise UserError(
+                f"{path}: what it says of its columns for `datasets` is damaged ({one_line(error)})"
+            ) from error
+        return name_classes(Table(str(path), values), features)
     return Table(str(path), values)
+
+
+def _written_out(kind: Any) -> Any:
+    """An Arrow type without dictionaries, in which a text of megabytes stands once for any number of rows."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _written_out(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_written_out(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_written_out(field.type)) for field in kind])
+    return kind
+
+
+def check_unpacked(path: Path) -> None:
+    """Raise `UserError` for a Parquet file that says itself that it is far larger than it looks."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if sum(max(column.total_uncompressed_size, 8 * column.num_values) for column in columns) > MOST_UNPACKED:
+        raise UserError(f"{path}: {_TOO_LARGE}")
 
 
 def name_classes(table: Table, features: Any) -> Table:
@@ -206,6 +248,13 @@ def name_classes(table: Table, features: Any) -> Table:
     for column, values in table.columns.items():
         names = getattr(features.get(column), "names", None)
         if names is not None:
+            if not all(isinstance(name, str) for name in names):
+                raise UserError(f"{table.origin}: column {column!r} has classes whose names are no texts")
+            for value in values:
+                if not (value is None or (isinstance(value, int) and value < len(names))):
+                    raise UserError(
+                        f"{table.origin}: column {column!r} holds {shortened(value)}, which is none of its classes"
+                    )
             columns[column] = [None if value is None or value < 0 else names[value] for value in values]
             class_names[column] = tuple(names)
     return Table(table.origin, columns, table.lines, class_names)

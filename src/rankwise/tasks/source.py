@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, one_line, quoted, read_file
 
 if TYPE_CHECKING:
@@ -100,7 +100,11 @@ def _names_data_set(source: Source) -> bool:
     if not isinstance(source, str | Path):
         return False
     path = Path(source)
-    if path.exists() or isinstance(source, Path):
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{shortened(str(source))}: cannot be read ({error.strerror})") from error
+    if exists or isinstance(source, Path):
         return path.is_dir()
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     return not is_path and path.suffix.lower() not in READERS

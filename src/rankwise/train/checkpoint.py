@@ -135,7 +135,7 @@ def _read(path: Path) -> list[_TrialState]:
             )
             for index, state in enumerate(json.loads(text))
         ]
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             f"checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
             "remove it to train this pack from its start"
