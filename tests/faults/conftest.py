@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def undisturbed(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFacto
         return run_rank_comparison(config, run=tmp_path_factory.mktemp("runs") / "undisturbed").run
 
 
-@pytest.fixture(autouse=True)
-def _given_costs(undisturbed: Path) -> object:
+@pytest.fixture(name="given_costs")
+def _given_costs() -> Iterator[None]:
     with given_costs():
         yield

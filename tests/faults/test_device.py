@@ -16,6 +16,8 @@ from rankwise.train.failure import device_failure_told
 from rankwise.train.heap import is_out_of_memory
 from tests.compare.runs import journal, numbers
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 LOST = (
     "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API call"
 )

@@ -19,6 +19,8 @@ from rankwise.compare.run import Observer, Stage
 from rankwise.train.loop import StepReport
 from tests.compare.runs import KilledError, numbers
 
+pytestmark = pytest.mark.usefixtures("given_costs")
+
 
 def after(count: int, act: Callable[[], object], kind: type = StepReport) -> Observer:
     """Acts when it is told the count-th of this kind; of steps, those count at which validation is scored."""
