@@ -15,7 +15,7 @@ EXTRAS_check := offline,quant,ray,test,dev,trackers,docs
 EXTRAS_docs := docs
 EXTRAS_bench := offline
 
-.PHONY: help demo test lint check docs bench
+.PHONY: help demo test lint audit check docs bench
 
 help: ## Show the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -32,7 +32,10 @@ lint: .venv/.installed-lint ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: .venv/.installed-check lint ## Check everything: lint, then all tests, slow ones too
+audit: .venv/.installed-lint ## Ask whether a pinned version is known to be vulnerable
+	$(BIN)/python .ci/audit.py
+
+check: .venv/.installed-check lint audit ## Check everything: lint, pinned versions, then all tests, slow ones too
 	$(PYTEST) -m ''
 
 # -E: some pages are made of help texts, docstrings and reports, which Sphinx does not watch.

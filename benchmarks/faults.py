@@ -1,10 +1,12 @@
-"""Runs that are killed at random instants, again and again: do they end with an undisturbed run's numbers?
+"""Runs that are stopped at random instants, again and again: do they end with an undisturbed run's numbers?
 
     python -m benchmarks.faults --out benchmarks/results/faults.json --work /tmp/faults
 
-A tiny comparison is run once undisturbed. Then it is run many times more, each time killed at instants that a seeded
+A tiny comparison is run once undisturbed. Then it is run many times more, each time stopped at instants that a seeded
 generator draws, gone on with by `resume`, and compared: every number, every adapter and every table, bit for bit.
-SIGKILL leaves a process no moment to tidy up; SIGTERM, as schedulers send it, ends one that does not listen as surely.
+SIGKILL leaves a process no moment to tidy up; SIGTERM, as schedulers send it, ends one that does not listen as surely;
+SIGINT is ctrl-C, and a second one comes while the first is dealt with; on a full disk (from that instant no file takes
+a byte, by Linux' limit of file sizes) it ends by itself.
 Rows are those of the table, and the trials of the journal: none may be missing, none be there twice.
 """
 
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import random
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -24,12 +29,14 @@ from typing import Any
 import torch
 
 from benchmarks.validity.record import write_record
-from rankwise import ComparisonConfig, run_rank_comparison
+from rankwise import ComparisonConfig, RunError, UserError, run_rank_comparison
 from tests.compare.runs import journal, numbers
 from tests.data import sentences
 from tests.models import save_model
 
+_STOPPED = 3  # exit code of a process that ended itself
 _MOST_KILLS = 6  # of one run, which then ends by itself
+_KINDS = {"SIGKILL": 4, "SIGTERM": 1, "SIGINT": 1, "SIGINT twice": 1, "full disk": 3}  # and how often each is drawn
 
 
 def comparison(model: Path, strategy: str) -> ComparisonConfig:
@@ -56,11 +63,15 @@ def comparison(model: Path, strategy: str) -> ComparisonConfig:
 
 def run_once(config: ComparisonConfig, run: Path) -> None:
     torch.set_num_threads(1)
-    run_rank_comparison(config, run=run, resume=(run / "comparison.json").exists())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
+    try:
+        run_rank_comparison(config, run=run, resume=(run / "comparison.json").exists())
+    except (KeyboardInterrupt, RunError, UserError):
+        sys.exit(_STOPPED)
 
 
-def killed(config: ComparisonConfig, run: Path, seconds: float, how: signal.Signals) -> bool:
-    """Start or go on with a run, and kill it after so many seconds; whether it was still at work."""
+def stopped(config: ComparisonConfig, run: Path, seconds: float, how: str) -> bool:
+    """Start or go on with a run, and stop it after so many seconds; whether it was still at work."""
     # A forked process has everything imported, so that instants fall on the run and not on its imports.
     process = multiprocessing.get_context("fork").Process(target=run_once, args=(config, run))
     process.start()
@@ -68,9 +79,16 @@ def killed(config: ComparisonConfig, run: Path, seconds: float, how: signal.Sign
     at_work = process.is_alive()
     if at_work:
         assert process.pid is not None
-        process.terminate() if how == signal.SIGTERM else process.kill()
+        if how == "full disk":
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        else:
+            name, *twice = how.split()
+            for _ in (name, *twice):
+                os.kill(process.pid, signal.Signals[name])
     process.join()
-    if not at_work and process.exitcode != 0:
+    # A second interrupt may come while the first is on its way out, and then Python says 1.
+    ended = {0, _STOPPED, -signal.SIGKILL, -signal.SIGTERM} | ({1} if how == "SIGINT twice" else set())
+    if process.exitcode not in (ended if at_work else {0}):
         raise RuntimeError(f"{run} did not go on: exit code {process.exitcode}")
     return at_work
 
@@ -84,15 +102,15 @@ def rows(run: Path) -> Counter[str]:
 
 
 def disturbed(config: ComparisonConfig, whole: Path, work: Path, draw: random.Random, longest: float) -> dict[str, Any]:
-    """One run with its kills, and what it ended with beside the undisturbed one."""
+    """One run and how it was stopped, and what it ended with beside the undisturbed one."""
     shutil.rmtree(work, ignore_errors=True)
     kills: Counter[str] = Counter()
     for _ in range(_MOST_KILLS):
-        how = signal.SIGTERM if draw.random() < 0.2 else signal.SIGKILL
-        if not killed(config, work, draw.uniform(0, longest), how):
+        (how,) = draw.choices(list(_KINDS), list(_KINDS.values()))
+        if not stopped(config, work, draw.uniform(0, longest), how):
             break
-        kills[how.name] += 1
-    killed(config, work, 600, signal.SIGKILL)
+        kills[how] += 1
+    stopped(config, work, 600, "SIGKILL")
     mine, expected = rows(work), rows(whole)
     return {
         "kills": dict(kills),

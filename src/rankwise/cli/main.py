@@ -24,6 +24,7 @@ from rankwise.cli.estimate import estimate
 from rankwise.cli.export import export
 from rankwise.cli.inspect import inspect
 from rankwise.cli.options import options_from_config
+from rankwise.cli.output import ignore_interrupts
 from rankwise.cli.probe import OPTIONS, probe
 from rankwise.cli.report import report
 from rankwise.cli.resize import resize
@@ -90,6 +91,8 @@ def main() -> None:
         code = _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror or error})", 2)
     except TyperException as error:
         code = _fail(" ".join(error.format_message().split()), 2)
+    if code == 130:
+        ignore_interrupts()
     sys.exit(code if isinstance(code, int) else 0)
 
 

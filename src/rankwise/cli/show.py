@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rankwise.cli.output import print_json
+from rankwise.cli.output import ignore_interrupts, print_json
 from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
@@ -29,6 +29,7 @@ def show_comparison(
         with watched() as observe:
             comparison = run_rank_comparison(config, run=run, resume=resume, observe=observe)
     except KeyboardInterrupt:
+        ignore_interrupts()
         if (run / "comparison.json").is_file():
             print(f"rankwise: interrupted; go on with: {command} --run {run} --resume", file=sys.stderr)
         raise

@@ -48,6 +48,8 @@ RETAINED = "retained.parquet"  # of the retained texts
 # What reading a file raises that was damaged, or made by somebody else, where it is JSON or Parquet all the same.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
+_BEFORE_A_RUN = ("run.lock", ".comparison.partial.json")  # what a kill leaves where it comes before the description
+
 _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
 _MAY_DIFFER = (
     *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
@@ -99,7 +101,7 @@ class RunDirectory:
             return
         if (self.path / "comparison.json").is_file():
             raise UserError(f"run directory {self.path} exists: continue it with --resume, or choose another --run")
-        if not self.path.is_dir() or any(entry.name != "run.lock" for entry in self.path.iterdir()):
+        if not self.path.is_dir() or any(entry.name not in _BEFORE_A_RUN for entry in self.path.iterdir()):
             raise UserError(f"{self.path} exists and is not a run directory; choose another --run")
 
     def check_space(self, needed: int) -> None:
@@ -121,20 +123,30 @@ class RunDirectory:
         """
         lock = FileLock(self.path / "run.lock", timeout=0)
         try:
+            yield self._journal(lock, description, test, resume=resume)
+        finally:
+            lock.release()
+
+    def _journal(self, lock: FileLock, description: Description, test: Split, *, resume: bool) -> Journal:
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            self.check_free(resume=resume)
+            self._describe(description, test)
+            journal = Journal(self.path / "journal.jsonl")
         except Timeout:
             raise UserError(f"run directory {self.path} is in use by another process; choose another --run") from None
         except OSError as error:
             raise UserError(
-                f"run directory {self.path} cannot be written ({error.strerror}); choose another --run"
+                f"run directory {self.path} cannot be written ({error.strerror or error}); "
+                "mend that, or choose another --run"
             ) from error
-        try:
-            self.check_free(resume=resume)
-            self._describe(description, test)
-            yield Journal(self.path / "journal.jsonl")
-        finally:
-            lock.release()
+        if not journal.events and (self.path / "trials").exists():
+            raise RunError(
+                f"{journal.path} is missing or empty and there are trained trials; "
+                "restore it from a copy, or start a new run"
+            )
+        return journal
 
     def _describe(self, description: Description, test: Split) -> None:
         """Write what the run is; what made its first numbers (versions, hardware) stays."""

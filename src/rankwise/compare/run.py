@@ -35,6 +35,7 @@ from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
 from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
 from rankwise.train.cost import StepCost, measure_costs
+from rankwise.train.failure import device_failure_told
 from rankwise.train.heap import out_of_memory_told
 from rankwise.train.loop import StepReport
 
@@ -75,7 +76,8 @@ def run_rank_comparison(
         comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
         if others:
             comparison = _over_the_others(config, comparison, others, observe)
-    write_page(path)
+    with _resumable(RunDirectory(path)):
+        write_page(path)
     return comparison
 
 
@@ -97,7 +99,7 @@ def _run_over_one_base(
     config: ComparisonConfig, directory: RunDirectory, *, resume: bool, observe: Observer
 ) -> RankComparison:
     directory.check_free(resume=resume)
-    with _memory_told():
+    with device_failure_told("go on with --resume once it works again"), _memory_told():
         prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
         if not resume:
             directory.check_space(disk_bytes(prepared))
@@ -280,14 +282,16 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{directory.path} could not be written: {reason}; then go on with --resume") from error
+        raise RunError(
+            f"{directory.path} could not be written ({reason}); mend that and go on with --resume"
+        ) from error
     except UserError as error:
         raise RunError(f"{error}; restore it from a copy, or start a new run") from error
 
 
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
     """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
-    with _memory_told():
+    with device_failure_told("run this again once it works"), _memory_told():
         prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
         observe(Stage("timing a few steps of each rank"))
         first = prepared.as_grid(config.first_ranks)

@@ -33,6 +33,7 @@ from rankwise.spectrum.gradients import RandomMatrices, Warmed, sketched_gradien
 from rankwise.spectrum.patterns import commonest, ranks_for_budget
 from rankwise.tasks.task import Task, training_rows
 from rankwise.train.cost import PeakMemory
+from rankwise.train.failure import device_failure_told
 from rankwise.train.heap import out_of_memory_told
 from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
 
@@ -63,7 +64,8 @@ def probe_ranks(
     and test examples are not used. Raises `UserError` for input that cannot be used,
     `RunError` for a warm-up that diverges.
     """
-    with out_of_memory_told("start again with a smaller --batch-size or --gradient-checkpointing"):
+    memory = out_of_memory_told("start again with a smaller --batch-size or --gradient-checkpointing")
+    with device_failure_told("run this again once it works"), memory:
         prepared = prepare(config.each_base[0], observe)
         return probe(prepared, examples=examples, params=params, observe=observe)
 

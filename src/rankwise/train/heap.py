@@ -13,6 +13,7 @@ import torch
 from rankwise.errors import RunError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # `mallopt`'s names for them, in glibc's malloc.h
+_OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|error: out of memory|STATUS_ALLOC_FAILED")
 
 
 def keep_freed_memory() -> None:
@@ -53,6 +54,6 @@ def out_of_memory_told(advice: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch has no class of its own for this.
-    on_cpu = isinstance(error, RuntimeError) and re.search("allocate memory|not enough memory", str(error)) is not None
-    return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    # On a CPU torch has no class of its own for this, nor where CUDA's libraries find no room.
+    told = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
