@@ -86,7 +86,9 @@ def adapted_kinds(finding: Finding, trainer: str) -> set[str]:
     unknown = sorted(leaves - set(_KINDS))
     kinds = {_KINDS[leaf] for leaf in leaves - set(unknown)}
     if unknown:
-        raise UserError(f"{trainer} has no name for the adapted layers {', '.join(unknown)}: give --to peft, or trl")
+        raise UserError(
+            f"{trainer} has no name for the adapted layers {', '.join(unknown)[:200]}: give --to peft, or trl"
+        )
     if kinds & _MLP:
         if not kinds >= _MLP:
             named = ", ".join(sorted(leaf for leaf in leaves if _KINDS[leaf] in _MLP))
