@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 _LARGEST = {int: 10**9, float: 1e30}  # beyond these nothing is meant that could be computed
 _MOST_ITEMS = 1000
+_LONGEST_TEXT = 4096
 _MOST_REPETITIONS = 5
 _REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT, _parser.POSSESSIVE_REPEAT)
 
@@ -185,7 +186,7 @@ def parse_flag(value: object) -> bool:
 
 
 def parse_text(value: object) -> str:
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value.strip() and len(value) <= _LONGEST_TEXT:
         return value
     raise UserError(f"{shortened(value)} is not a text")
 

@@ -131,10 +131,10 @@ class Ray:
                         cause = error.cause if isinstance(error, RayTaskError) else error
                         if isinstance(cause, RayError):
                             self._dismiss(hand)
-                            self._lose(hand, cause, lost)
                             if job is not None:
                                 yield WorkerLost(job.pack, _died(hand, cause))
                                 waiting.appendleft(job)
+                            self._lose(hand, cause, lost)
                             continue
                         if job is None:
                             raise RunError(f"a Ray worker cannot load the base model: {_line(cause)}") from cause
@@ -254,7 +254,7 @@ class Ray:
             size = next((size for size in sizes if len(divide(trials, size)) >= places), 1)
             if len(divide(trials, size)) > packs:
                 _log.warning(
-                    "backend: %d packs for %d workers; a new run with --pack-size %d would use more",
+                    "backend: packs for %d of %d workers; a new run with --pack-size %d would use more",
                     packs,
                     places,
                     size,

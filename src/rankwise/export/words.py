@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, shortened
 from rankwise.export.finding import Finding
 
 
@@ -79,12 +79,16 @@ def adapted_kinds(finding: Finding, trainer: str) -> set[str]:
     asked = finding.recommendation.target_modules
     by_name = asked == "all-linear" or (not isinstance(asked, str) and not any("." in name for name in asked))
     if not by_name:
-        raise UserError(f"{trainer} adapts kinds of layers, in every block, not {asked!r}: give --to peft, or trl")
+        raise UserError(
+            f"{trainer} adapts kinds of layers, in every block, not {shortened(asked)}: give --to peft, or trl"
+        )
     leaves = {target.rsplit(".", 1)[-1] for target in finding.targets}
     unknown = sorted(leaves - set(_KINDS))
     kinds = {_KINDS[leaf] for leaf in leaves - set(unknown)}
     if unknown:
-        raise UserError(f"{trainer} has no name for the adapted layers {', '.join(unknown)}: give --to peft, or trl")
+        raise UserError(
+            f"{trainer} has no name for the adapted layers {', '.join(unknown)[:200]}: give --to peft, or trl"
+        )
     if kinds & _MLP:
         if not kinds >= _MLP:
             named = ", ".join(sorted(leaf for leaf in leaves if _KINDS[leaf] in _MLP))

@@ -119,7 +119,7 @@ class _Classes:
             names = sorted(found)
         if len(names) < 2:
             raise UserError(
-                f"{train.origin}: every label in column {label!r} is {names[0]!r}; at least two classes are needed"
+                f"{train.origin}: every label in column {label!r} is {quoted(names)}; at least two classes are needed"
             )
         return cls(tuple(names), integers, train.origin)
 

@@ -67,7 +67,7 @@ def choose_columns(origin: str, available: Sequence[str], shapes: Sequence[Shape
     if shape is None:
         missing = [column for column in shapes[0].required if column not in available]
         close = difflib.get_close_matches(missing[0], available, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {quoted(close)}?" if close else ""
         raise UserError(f"{origin}: no column {quoted(missing)}; its columns are {quoted(available)}{hint}")
     twice = sorted({column for column in available if available.count(column) > 1})
     if twice:
