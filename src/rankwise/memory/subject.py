@@ -62,10 +62,11 @@ class Subject:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The base model on the meta device."""
+        config = self.config  # first: a misspelt name need not wait for torch
         from rankwise.memory.build import meta_step_model
 
         # Shapes are the same in every dtype.
-        return meta_step_model(self.config, StepSettings())
+        return meta_step_model(config, StepSettings())
 
     @cached_property
     def steps(self) -> Steps:
