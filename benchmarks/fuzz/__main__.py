@@ -28,22 +28,24 @@ _PARSERS = ("run", "data", "configuration", "adapter")  # the slowest first
 _MOST_DEATHS = 20
 
 
-def fuzz(parser: str, work: Path, inputs: int, seed: int, *, coverage: bool) -> dict[str, Any]:
-    """So many inputs of one parser, in as many processes as it takes."""
+def fuzz(parser: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One parser, in as many processes as it takes: one that dies is followed by another."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     counts: Counter[str] = Counter()
     deaths: list[dict[str, str]] = []
-    while counts.total() < inputs and len(deaths) < _MOST_DEATHS:
+    ended = False
+    while not ended and len(deaths) < _MOST_DEATHS:
         command = [sys.executable, "-m", "benchmarks.fuzz.work", parser, str(work)]
-        command += [f"--inputs={inputs - counts.total()}", f"--seed={seed + len(deaths)}"]
-        command += ["--coverage"] if coverage else []
+        command += [f"--inputs={options.inputs - counts.total()}", f"--seed={options.seed + len(deaths)}"]
+        command += [f"--minutes={options.minutes}", *(["--coverage"] if options.coverage else [])]
         with (work / "log").open("ab") as log:
             ran = subprocess.run(
                 command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=False
             )
         counts += Counter(json.loads((work / "counts.json").read_text()) if (work / "counts.json").exists() else {})
-        if ran.returncode != 0:
+        ended = ran.returncode == 0
+        if not ended:
             name, _, content = (work / "current").read_bytes().partition(b"\n")
             deaths.append({"kind": name.decode(), "what": f"died: {ran.returncode}", "input": content.hex()})
     file = work / "found.jsonl"
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--work", type=Path, required=True, help="a place for files; what is there is removed")
     parser.add_argument("--inputs", type=int, default=50_000, help="of each parser; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=600, help="and no longer for each; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--parsers", nargs="+", choices=_PARSERS, default=_PARSERS, help="default: all")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each; default: %(default)s")
@@ -70,11 +73,16 @@ def main() -> None:
     options = parser.parse_args()
 
     def of(name: str) -> dict[str, Any]:
-        return fuzz(name, options.work / name, options.inputs, options.seed, coverage=options.coverage)
+        return fuzz(name, options.work / name, options)
 
     with ThreadPoolExecutor(options.workers) as pool:
         findings = dict(zip(options.parsers, pool.map(of, options.parsers), strict=True))
-    settings = {"inputs": options.inputs, "seed": options.seed, "guided by coverage": options.coverage}
+    settings = {
+        "inputs": options.inputs,
+        "minutes": options.minutes,
+        "seed": options.seed,
+        "guided by coverage": options.coverage,
+    }
     write_record(options.out, "benchmarks.fuzz", settings, findings)
 
 

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("parser")
     parser.add_argument("work", type=Path)
     parser.add_argument("--inputs", type=int, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--coverage", action="store_true")
     options = parser.parse_args()
@@ -64,6 +65,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (12_000_000_000, resource.RLIM_INFINITY))
     signal.signal(signal.SIGPROF, _hung)
     _peak()
+    until = time.monotonic() + 60 * options.minutes
 
     def finish() -> None:
         (options.work / "counts.json").write_text(json.dumps(counts))
@@ -103,7 +105,7 @@ def main() -> None:
         if grown > MOST_BYTES:
             tell(kind.name, content, f"took {grown / 1e6:.0f} MB")
         (options.work / "counts.json").write_text(json.dumps(counts))
-        if sum(counts.values()) >= options.inputs:
+        if sum(counts.values()) >= options.inputs or time.monotonic() > until:
             finish()
 
     def vary(content: bytes, most: int, seed: int) -> bytes:

@@ -163,6 +163,22 @@ def test_a_script_that_is_exported_holds_no_code_of_somebody_elses(run: Path) ->
             export_recommendation(run, "unsloth")
 
 
+def test_no_tag_of_somebody_elses_is_in_the_page(run: Path) -> None:
+    tag = "</script></svg><img src=x onerror=alert(1)>"
+    described, answered = run / "comparison.json", run / "experiments.json"
+    setup, answer = json.loads(described.read_text()), json.loads(answered.read_text())
+    setup["data"]["labels"], setup["hardware"], setup["config"]["model"] = [tag], {tag: tag}, tag
+    answer |= {"task": tag, "model": tag, "notes": [tag]}
+    answer["recommendation"] |= {"reason": tag, "holds_for": tag, "unknown": [tag], "target_modules": [tag]}
+    answer["recommendation"]["guards"][0]["metric"] = tag
+    described.write_text(json.dumps(setup))
+    answered.write_text(json.dumps(answer))
+    page = write_page(run).read_text()
+    assert "onerror=alert(1)" in page
+    assert "<img" not in page
+    assert "</svg><" not in page
+
+
 def test_a_parquet_of_kilobytes_that_stands_for_gigabytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ class RunDirectory:
                 there = json.loads(file.read_text(encoding="utf-8"))
                 differences = _differences(there, description, test)
                 kept = {key: there[key] for key in ("versions", "hardware")}
+                json.dumps(kept, ensure_ascii=False).encode()
             except DAMAGE as error:
                 raise RunError(
                     f"{file} is damaged ({_reason(error)}); restore it from a copy, or start a new run"

@@ -104,7 +104,7 @@ def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Kn
         labels, revision = tuple(there["data"]["labels"]) or None, there["model"]["revision"]
         if not isinstance(revision, str) or not all(isinstance(label, str) for label in labels or ()):
             raise ValueError("labels or revision are no texts")
-    except (UserError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, UserError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise RunError(f"{file} is damaged ({shortened(str(error))}); restore it from a copy") from error
     if begun.task == "docmatch" and "text_pair" not in options:
         raise UserError(f"run {run} was trained on pairs of texts: name the column of the second with --text-pair")
