@@ -165,7 +165,9 @@ def test_a_file_that_is_gone_or_cut_is_named_or_made_anew(
     if not ended:
         with pytest.raises(KilledError):
             run_rank_comparison(config, run=before, observe=after(5, kill))
-    files = {re.sub("lr[^-]*", "lr", str(file.relative_to(before))): file for file in before.rglob("*.*")}
+    files = {
+        re.sub("lr[^-]*", "lr", str(file.relative_to(before))): file for file in before.rglob("*") if file.is_file()
+    }
     kinds = {file.name: file.relative_to(before) for file in files.values() if file.name != "run.lock"}
     assert {"comparison.json", "journal.jsonl", "curve.parquet", "scores.parquet"} <= kinds.keys()
     for name, file in kinds.items():
@@ -178,8 +180,16 @@ def test_a_file_that_is_gone_or_cut_is_named_or_made_anew(
         except (RunError, UserError) as error:
             told = str(error)
             assert told.isprintable()
-        if told is None:
-            assert numbers(run) == numbers(undisturbed), file
+        if told is None and name == "journal.jsonl":
+            # Its first half is whole: what the other told is done again, in other packs, which round otherwise.
+            assert not ended
+            mine, expected = (numbers(one)["experiments"] for one in (run, undisturbed))
+            assert [row["rank"] for row in mine] == [row["rank"] for row in expected]
+            assert [row["nll"] for row in mine] == pytest.approx([row["nll"] for row in expected], rel=1e-3)
+        elif told is None:
+            # An adapter that was not chosen is not read any more, and stays as it is.
+            mine, expected = numbers(run), numbers(undisturbed)
+            assert {**mine, str(file): 0} == {**expected, str(file): 0}
         elif name == "comparison.json" and harm is Path.unlink:
             assert "is not a run directory" in told
         else:

@@ -15,6 +15,8 @@ from tests.cli.test_compare import COMPARE, kept, rankwise, start
 from tests.data import write_sentences
 from tests.models import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +45,7 @@ def started(place: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize("pause", [0.0, 0.1])
 def test_a_second_interrupt_changes_nothing(place: Path, pause: float) -> None:
     run = f"runs/twice {pause}"
-    with started(place, "--steps", "2000", "--run", run) as process:
+    with started(place, "--steps", "2000", "--pack-size", "4", "--run", run) as process:
         process.send_signal(signal.SIGINT)
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
@@ -55,7 +57,6 @@ def test_a_second_interrupt_changes_nothing(place: Path, pause: float) -> None:
     assert "Exception" not in errors
 
 
-@pytest.mark.slow
 def test_a_second_process_is_sent_away_and_the_first_is_not_disturbed(place: Path) -> None:
     options = ("--steps", "300", "--pack-size", "2")
     with started(place, *options, "--run", "runs/shared") as process:

@@ -141,12 +141,21 @@ class RunDirectory:
                 f"run directory {self.path} cannot be written ({error.strerror or error}); "
                 "mend that, or choose another --run"
             ) from error
-        if not journal.events and (self.path / "trials").exists():
+        self._check_whole(journal)
+        return journal
+
+    def _check_whole(self, journal: Journal) -> None:
+        """Raise `RunError` where the journal has lost lines: it must have told of all that trained, and of the end."""
+        planned = {
+            Trial(**trial).id for plan in journal.of("plan") for pack in plan["packs"] for trial in pack["trials"]
+        }
+        trained = {path.name for path in self.path.glob("trials/r*")}
+        ended = (self.path / "experiments.json").exists()
+        if trained - planned or (ended and not journal.of("decided")):
             raise RunError(
-                f"{journal.path} is missing or empty and there are trained trials; "
+                f"{journal.path} is missing or cut short: the run has gone further than it tells; "
                 "restore it from a copy, or start a new run"
             )
-        return journal
 
     def _describe(self, description: Description, test: Split) -> None:
         """Write what the run is; what made its first numbers (versions, hardware) stays."""

@@ -283,7 +283,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{directory.path} could not be written ({reason}); mend that and go on with --resume"
+            f"{directory.path} could not be written ({reason}); mend that, then go on with --resume"
         ) from error
     except UserError as error:
         raise RunError(f"{error}; restore it from a copy, or start a new run") from error
