@@ -286,8 +286,14 @@ BAD = {
         "target module 'q_prj' matches no linear layer; the nearest names are q_proj",
     ),
     "unmatched pattern": (("llama", "--target-modules", ".*query"), "the regular expression '.*query' matches no"),
-    "a broken pattern": (("llama", "--target-modules", "(query"), "'(query': not a regular expression, missing )"),
-    "a broken pattern for experts": (("experts", "--target-modules", "(query"), "'(query': not a regular expression"),
+    "a broken pattern": (
+        ("llama", "--target-modules", "(query"),
+        "'(query' is no regular expression to match with: missing )",
+    ),
+    "a broken pattern for experts": (
+        ("experts", "--target-modules", "(query"),
+        "'(query' is no regular expression to match with",
+    ),
     "unknown gpu": (("llama", "--gpu", "rtx4091"), "gpu 'rtx4091' is not known"),
     "gpu without a unit": (("llama", "--gpu", "24"), "write the unit, as in 24GiB"),
     "too long": (("llama", "--ranks", "4", "--seq-len", "65"), "seq-len 65: the model has positions for 64 tokens"),

@@ -251,7 +251,7 @@ def test_each_look_at_a_comparison_is_a_run(witness: Witness, finished: RankComp
     """One that has grown may have another answer, and figures at the same ranks."""
     looks = Journal(tmp_path / "journal.jsonl")
     for _ in range(2):
-        looks.append("decided")
+        looks.append("decided", ranks=[1], learning_rates=[1e-3], seeds=1, examples=1, status="no_gain", rank=None)
         for _ in range(2):
             reporting(tmp_path, "wandb").conclude(finished)
     assert [call[1] for call in witness.told if call[0] == "close"] == ["comparison", "comparison-2"]

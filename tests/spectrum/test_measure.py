@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import RunError, UserError, resize_adapter
+from rankwise.base.load import load_base
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.lora.peft_files import find_adapter
@@ -186,7 +187,7 @@ def without(part: str) -> Callable[[Path], None]:
         (None, {"max_length": 100}, "max-length: 100 is more than the 64 positions"),
         (None, {"model": "/nowhere"}, "/nowhere is not a model directory"),
         (without("score"), {}, "neither has weights of score.weight"),
-        (lambda it: reconfigure(it, task_type="TOKEN_CLS"), {}, "its task type is TOKEN_CLS"),
+        (lambda it: reconfigure(it, task_type="TOKEN_CLS"), {}, "its task type is 'TOKEN_CLS'"),
         (lambda it: reconfigure(it, task_type="CAUSAL_LM"), {}, "text: task instruction finds its columns by"),
         (lambda it: reconfigure(it, base_model_name_or_path=None), {}, "which model it adapts: give it with --model"),
         (lambda it: save_model(it.parent / "base", "llama", hidden_size=16), {}, "does not fit"),
@@ -226,7 +227,8 @@ def test_figures_are_shown_and_are_json(tmp_path: Path) -> None:
 def test_a_run_on_its_own_pairs_asks_for_the_column_of_the_second_text(tmp_path: Path) -> None:
     adapter = classifier(tmp_path).rename(tmp_path / "adapter")
     config = ComparisonConfig(task="docmatch", model=str(tmp_path / "base"), max_length=64)
-    described = {"config": config.to_dict(), "data": {"labels": ["no", "yes"]}, "model": {"revision": None}}
+    revision = load_base(tmp_path / "base", num_labels=2).revision
+    described = {"config": config.to_dict(), "data": {"labels": ["no", "yes"]}, "model": {"revision": revision}}
     (tmp_path / "comparison.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match="trained on pairs of texts: name the column of the second with --text-pair"):
         resize_adapter(adapter, tmp_path / "out", rank=1, test=TEST, text="sentence")

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
 from rankwise.errors import UserError, shortened
 from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, one_line, quoted, read_file
 
@@ -230,10 +228,13 @@ def is_missing(value: Any) -> bool:
 
 def as_text(value: Any) -> str | None:
     """Text as it is, numbers and booleans as JSON writes them, nothing for anything else."""
+    if isinstance(value, str):
+        return str(value)
+    # The command line reads no tables, and need not wait for numpy.
+    import numpy as np
+
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, str):
-        return value
     return json.dumps(value) if isinstance(value, bool | int | float) else None
 
 
