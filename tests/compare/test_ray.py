@@ -6,6 +6,7 @@ pytest changes here.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,9 +78,13 @@ def on_ray(config: ComparisonConfig) -> Iterator[ComparisonConfig]:
     """The same on a cluster that all tests join, so that it is started once."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_worker_niceness", "0")  # a busy machine's workers start, too
         ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield replace(config, backend="ray")
-        ray.shutdown()
+        # Ray does not wait for the processes that it ends.
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            ray.shutdown()
+            gc.collect()
 
 
 def workers() -> list[psutil.Process]:

@@ -54,6 +54,8 @@ def connected(address: str | None) -> Iterator[None]:
     # Neither pages nor statistics; what workers print goes to Ray's logs.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # By default Ray's workers yield to all else on a machine (15), and may starve where it has other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if address == "local":
         quiet["include_dashboard"] = False
     try:
