@@ -189,7 +189,9 @@ def test_a_file_that_is_gone_or_cut_is_named_or_made_anew(
         elif told is None:
             # An adapter that was not chosen is not read any more, and stays as it is.
             mine, expected = numbers(run), numbers(undisturbed)
-            assert {**mine, str(file): 0} == {**expected, str(file): 0}
+            # A trial whose state at a rung was removed trains from its start, which its plan tells.
+            besides = {str(file): 0} | ({"plans": 0} if file.parent.name == "checkpoints" else {})
+            assert mine | besides == expected | besides
         elif name == "comparison.json" and harm is Path.unlink:
             assert "is not a run directory" in told
         else:
