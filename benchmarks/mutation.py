@@ -93,7 +93,6 @@ def main() -> None:
     parser.add_argument("--room", required=True, help="a folder of src/rankwise, whose tests lie in tests/ likewise")
     parser.add_argument("--mutants", type=int, required=True, help="how many of all that there are, drawn with seed 0")
     options = parser.parse_args()
-    import hypothesis  # noqa: F401
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
     import torch  # noqa: F401
