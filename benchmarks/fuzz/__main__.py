@@ -54,7 +54,7 @@ def fuzz(parser: str, work: Path, options: argparse.Namespace) -> dict[str, Any]
     return {
         "inputs": counts.total(),
         "read": counts["read"],
-        "refused in one line": counts["refused"] - len(found) + len(deaths),
+        "refused in one line": counts["refused"],
         "tracebacks, hangs, memory": len(found),
         "of them": dict(Counter(one["what"][:120] for one in found).most_common(20)),
     }

@@ -61,7 +61,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     every = kinds(options.parser, options.work / "files")
     telling = (options.work / "found.jsonl").open("a")
-    current, counts = options.work / "current", {"read": 0, "refused": 0}
+    current, counts = options.work / "current", {"read": 0, "refused": 0, "else": 0}
     resource.setrlimit(resource.RLIMIT_AS, (12_000_000_000, resource.RLIM_INFINITY))
     signal.signal(signal.SIGPROF, _hung)
     _peak()
@@ -91,7 +91,7 @@ def main() -> None:
             if "\n" in str(error) or len(str(error)) > 2000:
                 tell(kind.name, content, f"an error of {len(str(error))} characters, {str(error)[:80]!r}")
         except BaseException as error:
-            counts["refused"] += 1
+            counts["else"] += 1
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if "/rankwise/" in frame.filename and "benchmarks" not in frame.filename]
             at = f"{Path(ours[-1].filename).name}, {ours[-1].name}" if ours else "?"
