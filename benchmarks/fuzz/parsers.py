@@ -5,6 +5,7 @@ Each `Kind` is one file in a place where all else is valid; `read` takes the way
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -264,7 +265,7 @@ def _runs(work: Path) -> list[Kind]:
 
     def table(_: Path) -> None:
         comparison = read_comparison(run)
-        Console(file=Path("/dev/null").open("w")).print(comparison_table(comparison))  # noqa: SIM115
+        Console(file=io.StringIO()).print(comparison_table(comparison))
         comparison.to_pandas()
         comparison._repr_html_()
         json.dumps(comparison.to_dict(), allow_nan=False)

@@ -28,11 +28,13 @@ def bytes_text(count: int | None) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Two units at most, none finer than the quantity deserves.
+    """Two units at most, none finer than the quantity deserves; a dash for a time that is not finite.
 
-    >>> seconds_text(0.25), seconds_text(42.3), seconds_text(966.7), seconds_text(6724)
-    ('0.25 s', '42 s', '16 min 07 s', '1 h 52 min')
+    >>> seconds_text(0.25), seconds_text(42.3), seconds_text(966.7), seconds_text(6724), seconds_text(math.nan)
+    ('0.25 s', '42 s', '16 min 07 s', '1 h 52 min', '–')
     """
+    if not math.isfinite(seconds):
+        return DASH
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)
