@@ -194,7 +194,7 @@ def _adapters(work: Path) -> list[Kind]:
     def inspect(directory: Path) -> None:
         spectrum = inspect_adapter(directory)
         json.dumps(spectrum.to_dict(), allow_nan=False)
-        Console(file=Path("/dev/null").open("w")).print(spectrum_table(spectrum))  # noqa: SIM115
+        Console(file=io.StringIO()).print(spectrum_table(spectrum))
         spectrum._repr_html_()
 
     def resize(directory: Path) -> None:
