@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--habit", choices=("as is", "tuned"), default="as is", help="of who uses the Trainer")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=150, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--examples", type=int, help="at most so many of each split, to try it; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="Optuna's studies; default: %(default)s")
     parser.add_argument("--trainings", type=int, help="of a study; default: as many as the grid has")

@@ -21,7 +21,7 @@ from rankwise.tasks.task import collate
 Result = TypeVar("Result")
 Step = Callable[[int], object]
 
-WARM_UP = 2  # steps that are not timed
+WARM_UP = 8  # steps that are not timed: meanwhile a process takes from the system what memory it needs
 
 
 def alone(function: Callable[..., Result], *arguments: object) -> Result:

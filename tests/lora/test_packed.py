@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from scipy import stats
 from torch.nn import functional
 
+from rankwise.lora.frozen import FrozenLinear
 from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
 
 
@@ -91,7 +92,7 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
     direction = random(2 * trials, 3, d_out)
     inputs = [*factors, *([x] if needs_input_grad else [])]
 
-    y = PackedLora(base, parts, factors)(x)
+    y = PackedLora(FrozenLinear(base, in_blocks=False), parts, factors)(x)
     ours = torch.autograd.grad((y * direction).sum(), inputs)
 
     blocks = []

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
-from torch.nn import functional
 
-from rankwise.base.quantize import frozen_weight
+from rankwise.lora.frozen import FrozenLinear
 
 
 def initial_a(seed: int, name: str, rank: int, d_in: int) -> Float32[Tensor, "rank d_in"]:
@@ -53,13 +52,12 @@ class _PackedLoraFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "rows d_in"],
-        weight: Callable[[torch.dtype], Float[Tensor, "d_out d_in"]],
-        bias: Float[Tensor, " d_out"] | None,
+        frozen: FrozenLinear,
         parts: Sequence[slice],
         *factors: Float[Tensor, "_ _ _"],
     ) -> Float[Tensor, "rows d_out"]:
         trials = parts[-1].stop
-        y = functional.linear(x, weight(x.dtype), bias)
+        y: Tensor = frozen(x)
         x_by_trial, y_by_trial = x.view(trials, -1, x.shape[-1]), y.view(trials, -1, y.shape[-1])
         hidden = []
         for part, a, b in zip(parts, factors[::2], factors[1::2], strict=True):
@@ -67,8 +65,7 @@ class _PackedLoraFunction(torch.autograd.Function):
             y_by_trial[part].baddbmm_(h, b)
             hidden.append(h)
         ctx.parts = parts
-        # A weight in few bits is unpacked again: kept for the backward pass, all would be in memory at once.
-        ctx.weight = weight
+        ctx.frozen = frozen
         ctx.save_for_backward(x, *hidden, *factors)
         return y
 
@@ -80,7 +77,7 @@ class _PackedLoraFunction(torch.autograd.Function):
         hidden, factors = rest[: len(parts)], rest[len(parts) :]
         trials = parts[-1].stop
         grad_y = grad_y.contiguous()
-        grad_x = grad_y @ ctx.weight(grad_y.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = ctx.frozen.input_gradients(grad_y) if ctx.needs_input_grad[0] else None
         x_by_trial, dy_by_trial = x.view(trials, -1, x.shape[-1]), grad_y.view(trials, -1, grad_y.shape[-1])
         grad_factors: list[Tensor] = []
         for part, h, a, b in zip(parts, hidden, factors[::2], factors[1::2], strict=True):
@@ -89,7 +86,7 @@ class _PackedLoraFunction(torch.autograd.Function):
                 grad_x.view(x_by_trial.shape)[part].baddbmm_(grad_h, a)
             grad_factors.append(torch.bmm(grad_h.transpose(1, 2), x_by_trial[part]))
             grad_factors.append(torch.bmm(h.transpose(1, 2), dy_by_trial[part]))
-        return grad_x, None, None, None, *grad_factors
+        return grad_x, None, None, *grad_factors
 
 
 class PackedLora(nn.Module):
@@ -98,26 +95,16 @@ class PackedLora(nn.Module):
     `factors` holds A (trials, rank, d_in) and Bᵀ (trials, rank, d_out) of each of the `parts` in turn.
     """
 
-    def __init__(self, base: nn.Module, parts: Sequence[slice], factors: Sequence[nn.Parameter]) -> None:
+    def __init__(self, base: FrozenLinear, parts: Sequence[slice], factors: Sequence[nn.Parameter]) -> None:
         super().__init__()
         self.base = base
         self.parts = parts
         self.factors = nn.ParameterList(factors)
-        self._transposed = not isinstance(base, nn.Linear)
-
-    def weight(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
-        """The frozen weight, as nn.Linear stores it; of few bits a new tensor."""
-        weight = frozen_weight(self.base, dtype)
-        return weight.t() if self._transposed else weight
-
-    @property
-    def bias(self) -> Float[Tensor, " d_out"] | None:
-        return cast("Tensor | None", self.base.bias)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
         y: Tensor = _PackedLoraFunction.apply(  # type: ignore[no-untyped-call]
-            flat, self.weight, self.bias, self.parts, *self.factors
+            flat, self.base, self.parts, *self.factors
         )
         return y.view(*x.shape[:-1], -1)
 

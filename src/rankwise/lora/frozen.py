@@ -1,0 +1,77 @@
+"""The two products of a frozen linear layer: its outputs, and the gradient of what enters it.
+
+A CPU's bfloat16 products want weights in blocks, and without them lay each weight out anew at every product: a tenth
+of a training step. A pack that lives for thousands of products has that done once, for both directions, where the
+copies are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rankwise.base.quantize import frozen_weight
+
+_MOST_BYTES = 2**30  # of all copies together
+
+# oneDNN's products, which torch's compiler calls too; they are not in every build.
+_ONEDNN = torch.ops.mkldnn
+
+
+class FrozenLinear(nn.Module):
+    """An nn.Linear, or transformers' Conv1D, of any number of bits. `in_blocks` as `worth_blocks` says."""
+
+    def __init__(self, layer: nn.Module, *, in_blocks: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self._transposed = not isinstance(layer, nn.Linear)
+        self._blocks: tuple[Tensor, Tensor] | None = None
+        if in_blocks:
+            weight = self._weight(torch.bfloat16)
+            self._blocks = _in_blocks(weight), _in_blocks(weight.t())
+
+    def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        if self._blocks is not None and x.dtype == torch.bfloat16:
+            return _product(x, self._blocks[0], self._bias)
+        return functional.linear(x, self._weight(x.dtype), self._bias)
+
+    def input_gradients(self, gradients: Float[Tensor, "rows d_out"]) -> Float[Tensor, "rows d_in"]:
+        if self._blocks is not None and gradients.dtype == torch.bfloat16:
+            return _product(gradients, self._blocks[1], None)
+        # A weight in few bits is unpacked again: kept since the forward pass, all would be in memory at once.
+        return gradients @ self._weight(gradients.dtype)
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.layer.bias)
+
+    def _weight(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+        """As nn.Linear stores it; of few bits a new tensor."""
+        weight = frozen_weight(self.layer, dtype)
+        return weight.t() if self._transposed else weight
+
+
+def worth_blocks(layers: Sequence[nn.Module]) -> bool:
+    """Whether these layers' weights are to be laid out in blocks, on this machine."""
+    weights = [cast(Tensor, layer.weight) for layer in layers]
+    return (
+        hasattr(_ONEDNN, "_linear_pointwise")
+        and bool(_ONEDNN._is_mkldnn_bf16_supported())
+        and all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
+        and 2 * sum(weight.numel() * weight.element_size() for weight in weights) <= _MOST_BYTES
+    )
+
+
+def _in_blocks(weight: Float[Tensor, "d_out d_in"]) -> Tensor:
+    blocks: Tensor = _ONEDNN._reorder_linear_weight(weight.detach().contiguous())
+    return blocks
+
+
+def _product(x: Float[Tensor, "rows d_in"], blocks: Tensor, bias: Tensor | None) -> Float[Tensor, "rows d_out"]:
+    y: Tensor = _ONEDNN._linear_pointwise(x, blocks, bias, "none", [], "")
+    return y

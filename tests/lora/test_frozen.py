@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.lora import frozen
+from rankwise.lora.frozen import FrozenLinear, worth_blocks
+
+
+def linear(d_in: int, d_out: int, *, bias: bool = True) -> nn.Linear:
+    return nn.Linear(d_in, d_out, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+
+
+def conv1d(d_in: int, d_out: int) -> Conv1D:
+    layer = Conv1D(d_out, d_in).to(torch.bfloat16).requires_grad_(False)
+    layer.bias.copy_(torch.randn(d_out))
+    return layer
+
+
+needs_blocks = pytest.mark.skipif(not worth_blocks([linear(2, 2)]), reason="oneDNN has no bfloat16 products here")
+
+
+@needs_blocks
+@pytest.mark.parametrize(
+    "layer", [linear(48, 80), linear(80, 48, bias=False), conv1d(48, 80)], ids=["linear", "without bias", "Conv1D"]
+)
+@pytest.mark.parametrize("rows", [1, 37])
+def test_products_in_blocks_are_the_plain_products_rounded_once(layer: nn.Module, rows: int) -> None:
+    stored = layer.weight.float() if isinstance(layer, nn.Linear) else layer.weight.float().t()
+    x = torch.randn(rows, stored.shape[1], dtype=torch.bfloat16)
+    gradients = torch.randn(rows, stored.shape[0], dtype=torch.bfloat16)
+    bias = None if layer.bias is None else layer.bias.float()
+    found = FrozenLinear(layer, in_blocks=True)
+    exact, exact_gradients = functional.linear(x.float(), stored, bias), gradients.float() @ stored
+    assert found(x).dtype == torch.bfloat16
+    torch.testing.assert_close(found(x).float(), exact, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(found.input_gradients(gradients).float(), exact_gradients, rtol=2**-8, atol=1e-5)
+
+
+@needs_blocks
+def test_a_row_is_multiplied_alike_whatever_the_others_hold() -> None:
+    x, found = torch.randn(64, 48, dtype=torch.bfloat16), FrozenLinear(linear(48, 80), in_blocks=True)
+    before = found(x)
+    x[32:] = float("nan")
+    assert torch.equal(found(x)[:32], before[:32])
+
+
+@needs_blocks
+def test_inputs_of_another_dtype_are_multiplied_plainly() -> None:
+    layer, x = linear(48, 80, bias=False), torch.randn(3, 48)
+    torch.testing.assert_close(FrozenLinear(layer, in_blocks=True)(x), functional.linear(x, layer.weight.float()))
+
+
+def test_weights_that_are_not_in_bfloat16_or_are_many_have_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not worth_blocks([linear(4, 4).float()])
+    monkeypatch.setattr(frozen, "_MOST_BYTES", 4 * 16 - 1)
+    assert not worth_blocks([linear(4, 4)])
