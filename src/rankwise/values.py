@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-import re._parser as _parser  # type: ignore[import-not-found]
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rankwise.errors import UserError, shortened
+from rankwise.patterns import check_pattern
 
 T = TypeVar("T")
 
 _LARGEST = {int: 10**9, float: 1e30}  # beyond these nothing is meant that could be computed
 _MOST_ITEMS = 1000
 _LONGEST_TEXT = 4096
-_MOST_REPETITIONS = 5
-_REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT, _parser.POSSESSIVE_REPEAT)
 
 
 def split_list(value: object) -> list[str]:
@@ -126,57 +124,6 @@ def parse_targets(value: object) -> str | tuple[str, ...]:
             raise UserError(f"{shortened(value)} is no regular expression to match with: {error}") from None
         return value
     return tuple(dict.fromkeys(split_list(value)))
-
-
-def check_pattern(pattern: str) -> None:
-    r"""Raise `ValueError` for a regular expression that is none, or that could take for ever to match a name.
-
-    Python's matcher tries every way in which repetitions can share a text; where they hold each other, or
-    alternatives, there are exponentially many. More are refused than need be.
-
-    >>> check_pattern(r".*layers\.\d+\..*(q|v)_proj")
-    >>> check_pattern("(a+)+$")
-    Traceback (most recent call last):
-    ValueError: what is repeated holds repetitions or alternatives
-    """
-    try:
-        re.compile(pattern)
-        tree = _parser.parse(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(str(error)) from None
-    if _repetitions(tree) > _MOST_REPETITIONS:
-        raise ValueError(f"it has more than {_MOST_REPETITIONS} repetitions")
-
-
-def _repetitions(tree: Any) -> int:
-    """How many there are."""
-    count = 0
-    for name, value in tree:
-        inner = [part for part in _parts(value) if isinstance(part, _parser.SubPattern)]
-        within = sum(map(_repetitions, inner))
-        count += within
-        if name in _REPEATS and value[1] > 1:
-            if within or any(_has_alternatives(part) for part in inner):
-                raise ValueError("what is repeated holds repetitions or alternatives")
-            count += 1
-        if str(name) == "GROUPREF":
-            raise ValueError("it refers back to a group")
-    return count
-
-
-def _has_alternatives(tree: Any) -> bool:
-    return any(
-        str(name) == "BRANCH"
-        or any(_has_alternatives(part) for part in _parts(value) if isinstance(part, _parser.SubPattern))
-        for name, value in tree
-    )
-
-
-def _parts(value: Any) -> list[Any]:
-    """A node's value, and what is in it, to where other nodes begin."""
-    if isinstance(value, tuple | list):
-        return [part for each in value for part in _parts(each)]
-    return [value]
 
 
 def parse_flag(value: object) -> bool:

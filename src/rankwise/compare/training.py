@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-import psutil
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -30,6 +29,7 @@ from rankwise.durable import digest
 from rankwise.errors import UserError
 from rankwise.lora.attach import State
 from rankwise.lora.peft_io import read_adapter, write_adapter
+from rankwise.machine import available_bytes
 from rankwise.memory.pack import simulate_pack
 from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
@@ -127,7 +127,7 @@ def _simulated_bytes(prepared: Prepared) -> list[int]:
 def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         give_back_freed_memory()
-        return psutil.virtual_memory().available
+        return available_bytes()
     # What torch has reserved and does not use is free for its next pack.
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 

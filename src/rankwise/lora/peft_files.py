@@ -19,8 +19,8 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from rankwise.errors import UserError
+from rankwise.patterns import check_pattern
 from rankwise.records import scaling_of
-from rankwise.values import check_pattern
 
 PREFIX = "base_model.model."
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 from torch import nn
 
 from rankwise.errors import UserError
+from rankwise.machine import available_bytes
 from rankwise.memory.build import give_storage
 from rankwise.memory.cuda import workspace_bytes
 from rankwise.memory.settings import StepSettings
@@ -63,7 +63,7 @@ def _on_cpu(subject: Subject, rank: int, settings: StepSettings) -> Calibration:
             give_storage(model, fake)
             peak = trace_step(model, settings, fake).peak()
         estimated, uncertain = peak.bytes, peak.bytes_by_kind["activations"] + peak.bytes_by_kind["temporaries"]
-    if estimated > psutil.virtual_memory().available:
+    if estimated > available_bytes():
         raise _no_room(estimated, "this machine")
     device = torch.device("cpu")
     model = subject.steps.model(rank, settings)
