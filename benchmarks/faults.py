@@ -30,35 +30,11 @@ import torch
 
 from benchmarks.validity.record import write_record
 from rankwise import ComparisonConfig, RunError, UserError, run_rank_comparison
-from tests.compare.runs import journal, numbers
-from tests.data import sentences
-from tests.models import save_model
+from tests.compare.runs import journal, numbers, tiny_comparison
 
 _STOPPED = 3  # exit code of a process that ended itself
 _MOST_KILLS = 6  # of one run, which then ends by itself
 _KINDS = {"SIGKILL": 4, "SIGTERM": 1, "SIGINT": 1, "SIGINT twice": 1, "full disk": 3}  # and how often each is drawn
-
-
-def comparison(model: Path, strategy: str) -> ComparisonConfig:
-    config = ComparisonConfig(
-        model=str(model),
-        train=sentences(160, seed=1),
-        validation=sentences(40, seed=2),
-        test=sentences(60, seed=3),
-        text="sentence",
-        ranks=(2, 4),
-        learning_rates=(1e-3, 5e-3),
-        seeds=2,
-        steps=40,
-        batch_size=8,
-        max_length=48,
-        evaluations=4,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
-        pack_size=4,  # what is free differs from start to start
-    )
-    return replace(config, strategy=strategy)
 
 
 def run_once(config: ComparisonConfig, run: Path) -> None:
@@ -127,9 +103,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="of all runs together; default: %(default)s")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
-    model, draw, found = save_model(options.work / "model", "bert"), random.Random(0), []
-    for strategy in ("grid", "ladder"):
-        config, whole = comparison(model, strategy), options.work / strategy
+    # A pack's size depends on what is free, which differs from start to start.
+    grid = tiny_comparison(options.work / "model", steps=40, evaluations=4, pack_size=4)
+    draw, found = random.Random(0), []
+    for config in (grid, replace(grid, strategy="ladder")):
+        strategy, whole = config.strategy, options.work / config.strategy
         started = time.monotonic()
         run_once(config, whole)
         longest = time.monotonic() - started

@@ -10,10 +10,33 @@ from typing import Any
 
 import pytest
 
+from rankwise import ComparisonConfig
 from rankwise.records import Trial
 from rankwise.train.cost import StepCost
+from tests.data import sentences
+from tests.models import save_model
 
 SECONDS = 0.01  # of a step, at every rank, where costs are given
+
+
+def tiny_comparison(model: Path, **options: Any) -> ComparisonConfig:
+    """Two ranks, two learning rates and two seeds of a BERT, made at `model`; so small that it ends in seconds."""
+    of_all: dict[str, Any] = {
+        "model": str(save_model(model, "bert")),
+        "train": sentences(160, seed=1),
+        "validation": sentences(40, seed=2),
+        "test": sentences(60, seed=3),
+        "text": "sentence",
+        "ranks": (2, 4),
+        "learning_rates": (1e-3, 5e-3),
+        "seeds": 2,
+        "batch_size": 8,
+        "max_length": 48,
+        "dtype": "float32",
+        "device": "cpu",
+        "keep_leaked": True,
+    }
+    return ComparisonConfig(**of_all | options)
 
 
 class KilledError(Exception):

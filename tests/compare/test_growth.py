@@ -11,9 +11,7 @@ import pytest
 
 from rankwise import ComparisonConfig, RankComparison, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.journal import Journal
-from tests.compare.runs import SECONDS, KilledError, given_costs, journal, numbers
-from tests.data import sentences
-from tests.models import save_model
+from tests.compare.runs import SECONDS, KilledError, given_costs, journal, numbers, tiny_comparison
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,24 +23,8 @@ def costs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
     """Its ranks are alike by a margin that nothing exceeds, so it goes down to 1."""
-    return ComparisonConfig(
-        model=str(save_model(tmp_path_factory.mktemp("model") / "bert", "bert")),
-        train=sentences(160, seed=1),
-        validation=sentences(40, seed=2),
-        test=sentences(60, seed=3),
-        text="sentence",
-        strategy="escalate",
-        ranks=(2, 4),
-        learning_rates=(1e-3, 5e-3),
-        seeds=2,
-        steps=8,
-        batch_size=8,
-        max_length=48,
-        evaluations=2,
-        margin=5.0,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
+    return tiny_comparison(
+        tmp_path_factory.mktemp("model") / "bert", strategy="escalate", steps=8, evaluations=2, margin=5.0
     )
 
 

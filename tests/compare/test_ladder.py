@@ -24,9 +24,7 @@ from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter
 from rankwise.records import Baseline, Trial
 from rankwise.train.loop import evaluate
-from tests.compare.runs import KilledError, given_costs, journal, numbers
-from tests.data import sentences
-from tests.models import save_model
+from tests.compare.runs import KilledError, given_costs, journal, numbers, tiny_comparison
 
 RANKS = (2, 4, 8, 16, 32)
 SCALE = Scale("nll", Margin(0.95, 0.01), Baseline(accuracy=0.5, nll=0.7), chance=0.7)
@@ -121,25 +119,14 @@ def costs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
     """Its ranks are alike by a margin that nothing exceeds, so the smallest is trained after the largest."""
-    return ComparisonConfig(
-        model=str(save_model(tmp_path_factory.mktemp("model") / "bert", "bert")),
-        train=sentences(160, seed=1),
-        validation=sentences(40, seed=2),
-        test=sentences(60, seed=3),
-        text="sentence",
+    return tiny_comparison(
+        tmp_path_factory.mktemp("model") / "bert",
         strategy="ladder",
         ranks=(1, 2, 4),
         alpha=8.0,
-        learning_rates=(1e-3, 5e-3),
-        seeds=2,
         steps=8,
-        batch_size=8,
-        max_length=48,
         evaluations=2,
         margin=5.0,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
     )
 
 

@@ -32,9 +32,7 @@ from rankwise.compare.backends import Workers
 from rankwise.compare.training import Planned
 from rankwise.records import Evaluation, Trial
 from rankwise.train.loop import StepReport
-from tests.compare.runs import KilledError, given_costs, journal, numbers
-from tests.data import sentences
-from tests.models import save_model
+from tests.compare.runs import KilledError, given_costs, journal, numbers, tiny_comparison
 
 ray = pytest.importorskip("ray")
 
@@ -48,23 +46,7 @@ WORKERS = 2
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
-    return ComparisonConfig(
-        model=str(save_model(tmp_path_factory.mktemp("model") / "bert", "bert")),
-        train=sentences(160, seed=1),
-        validation=sentences(40, seed=2),
-        test=sentences(60, seed=3),
-        text="sentence",
-        ranks=(2, 4),
-        learning_rates=(1e-3, 5e-3),
-        seeds=2,
-        steps=60,
-        batch_size=8,
-        max_length=48,
-        evaluations=3,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
-    )
+    return tiny_comparison(tmp_path_factory.mktemp("model") / "bert", steps=60, evaluations=3)
 
 
 @pytest.fixture(scope="module")

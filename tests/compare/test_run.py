@@ -30,7 +30,7 @@ from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
 from rankwise.records import Trial
 from rankwise.tasks.task import Task
-from tests.compare.runs import KilledError, journal, numbers
+from tests.compare.runs import KilledError, journal, numbers, tiny_comparison
 from tests.data import sentences
 from tests.models import save_model
 
@@ -39,28 +39,12 @@ pytestmark = pytest.mark.usefixtures("given_costs")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "bert", "bert")
+    return tmp_path_factory.mktemp("model") / "bert"
 
 
 @pytest.fixture(scope="module")
 def config(model: Path) -> ComparisonConfig:
-    return ComparisonConfig(
-        model=str(model),
-        train=sentences(160, seed=1),
-        validation=sentences(40, seed=2),
-        test=sentences(60, seed=3),
-        text="sentence",
-        ranks=(2, 4),
-        learning_rates=(1e-3, 5e-3),
-        seeds=2,
-        steps=30,
-        batch_size=8,
-        max_length=48,
-        evaluations=3,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
-    )
+    return tiny_comparison(model, steps=30, evaluations=3)
 
 
 KILLS = 3  # of a run, evenly spread over its writes

@@ -8,29 +8,21 @@ from pathlib import Path
 import pytest
 
 from rankwise import ComparisonConfig, run_rank_comparison
-from tests.compare.runs import given_costs
+from tests.compare.runs import given_costs, tiny_comparison
 from tests.data import sentences
-from tests.models import save_model
 
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
-    return ComparisonConfig(
-        model=str(save_model(tmp_path_factory.mktemp("model") / "bert", "bert")),
+    return tiny_comparison(
+        tmp_path_factory.mktemp("model") / "bert",
         train=sentences(60, seed=1),
         validation=sentences(20, seed=2),
         test=sentences(20, seed=3),
-        text="sentence",
-        ranks=(2, 4),
         learning_rates=(1e-3, 1e6),  # of which one diverges
         seeds=1,
         steps=6,
-        batch_size=8,
-        max_length=48,
         evaluations=3,
-        dtype="float32",
-        device="cpu",
-        keep_leaked=True,
         pack_size=2,
     )
 
