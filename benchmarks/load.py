@@ -27,7 +27,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import plan_packs
-from rankwise.compare.schedule import dropped, next_leg, running, settled
+from rankwise.compare.schedule import Schedule
 from rankwise.decide.guards import macro_f1, pseudo_values
 from rankwise.decide.verdict import decide
 from rankwise.records import Evaluation, Trial, TrialResult
@@ -103,17 +103,18 @@ def _journaled(place: Path, trials: int) -> tuple[RunDirectory, Journal, dict[Tr
     """The schedule, the journal and the results of a run whose trials train at once, in packs of four."""
     config, directory = _comparison(trials), RunDirectory(place)
     journal, results = Journal(place / "journal.jsonl"), {}
-    while leg := next_leg(config, _RUNGS, results):
+    schedule = Schedule(config, _RUNGS, math.inf)
+    while leg := schedule.next_leg(results):
         packs = plan_packs(leg, 4, first=sum(len(event["packs"]) for event in journal.of("plan")))
         planned = [{"pack": pack.id, "trials": [asdict(trial) for trial in pack.trials]} for pack in packs]
         journal.append("plan", start=leg.start, stop=leg.stop, packs=planned)
-        dropped(config, _RUNGS, results)
+        schedule.dropped(results)
         for pack in packs:
             results |= {trial: _result(trial, pack.stop) for trial in pack.trials}
             status = {trial.id: results[trial].status for trial in pack.trials}
             journal.append("trained", pack=pack.id, status=status, sha256={}, seconds=1.0)
-        running(config, _RUNGS, results)
-    return directory, journal, settled(config, _RUNGS, results)
+        schedule.running(results)
+    return directory, journal, schedule.settled(results)
 
 
 def scheduled_trials(place: Path, count: int) -> Work:

@@ -31,10 +31,10 @@ from rankwise import ComparisonConfig, RankComparison, probe_ranks, run_rank_com
 from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Journal, validation_baseline
 from rankwise.compare.ladder import knee
 from rankwise.compare.prepare import Prepared, prepare
-from rankwise.compare.scoring import read_stacked, validation_baseline
+from rankwise.compare.scoring import read_stacked
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import Margin
 from rankwise.records import Trial

@@ -369,8 +369,8 @@ def test_a_plan_counts_and_leaves_nothing(
     plan = plan_rank_comparison(replace(config, pack_size=3))
     assert (plan.trials, plan.packs, plan.steps) == (8, 4, 30)
     assert plan.training_seconds > 0
-    # Two rates to step 20 and one to step 30; with two more, four to step 20 and two to step 30.
-    assert plan.training_seconds_at_most == pytest.approx(2 * plan.training_seconds)
+    # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30.
+    assert plan.training_seconds_at_most == pytest.approx(120 / 50 * plan.training_seconds)
     assert list(tmp_path.iterdir()) == []
 
 

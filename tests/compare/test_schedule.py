@@ -13,17 +13,14 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.schedule import (
     MOST_ADDED,
     Leg,
-    dropped,
+    Schedule,
     most_rates,
-    next_leg,
-    rank_rates,
-    running,
-    settled,
     steps_per_seed,
 )
 from rankwise.records import Evaluation, Trial, TrialResult
 
 RUNGS = (50, 75, 100)
+LEARNT = math.inf  # a loss of rank 0 that every trial is below
 Losses = Callable[[Trial, int], float]
 
 
@@ -60,26 +57,32 @@ class Run:
     """A comparison whose trials train at once; `legs` are those it took, `trained` the steps of each trial in all."""
 
     def __init__(
-        self, config: ComparisonConfig, losses: Losses, rungs: tuple[int, ...] = RUNGS, before: Run | None = None
+        self,
+        config: ComparisonConfig,
+        losses: Losses,
+        rungs: tuple[int, ...] = RUNGS,
+        before: Run | None = None,
+        rank_0_nll: float = LEARNT,
     ) -> None:
+        self.schedule = schedule = Schedule(config, rungs, rank_0_nll)
         self.results: dict[Trial, TrialResult] = dict(before.results) if before else {}
         self.legs: list[Leg] = []
         self.trained: dict[Trial, int] = {}
         stands: dict[Trial, int] = {}
-        while leg := next_leg(config, rungs, self.results, stands):
+        while leg := schedule.next_leg(self.results, stands):
             assert len(self.legs) < 100, "the schedule does not end"
             assert {stands.get(trial, 0) for trial in leg.trials} == {leg.start}
-            assert set(leg.trials).isdisjoint(dropped(config, rungs, self.results))
+            assert set(leg.trials).isdisjoint(schedule.dropped(self.results))
             self.legs.append(leg)
             for trial in leg.trials:
                 self.results[trial] = result(trial, leg.stop, losses, rungs)
                 stands[trial] = leg.stop
                 self.trained[trial] = self.trained.get(trial, 0) + leg.stop - leg.start
-            needed = running(config, rungs, self.results)
+            needed = schedule.running(self.results)
             stands = {trial: step for trial, step in stands.items() if trial in needed}
         self.stands = stands
-        self.settled = settled(config, rungs, self.results)
-        self.dropped = dropped(config, rungs, self.results)
+        self.settled = schedule.settled(self.results)
+        self.dropped = schedule.dropped(self.results)
 
     def finalists(self, rank: int) -> set[float]:
         """Rates of a rank all of whose trials are trained to the end."""
@@ -127,7 +130,7 @@ def test_at_a_rung_half_of_the_rates_go_on_and_they_are_the_better_ones(rates: i
     asked = config(1, rates, seeds)
     run = Run(asked, random_losses(seed))
     (rank,) = asked.ranks
-    left = rank_rates(asked, RUNGS, run.results, rank).tried
+    left = run.schedule.rank_rates(run.results, rank).tried
 
     def loss(rate: float, step: int) -> float:
         of_rate = [run.results[asked.trial(rank, rate, number)] for number in asked.seed_numbers]
@@ -151,7 +154,7 @@ def test_the_order_of_results_means_nothing(
     shuffled = list(known.items())
     chance.shuffle(shuffled)
     kept = [trial for trial in known if chance.random() < 0.5]
-    assert next_leg(asked, RUNGS, known, kept) == next_leg(asked, RUNGS, dict(shuffled), set(kept))
+    assert run.schedule.next_leg(known, kept) == run.schedule.next_leg(dict(shuffled), set(kept))
 
 
 @given(st.integers(1, 3), counts, st.integers(1, 3), some_seed, st.sampled_from([(100,), (50, 100), RUNGS]))
@@ -208,7 +211,7 @@ def test_a_rank_whose_best_rate_is_at_the_edge_gets_one_beyond_it(
 ) -> None:
     asked = replace(config(1), learning_rates=given_rates)
     run = Run(asked, optimum_at(best))
-    assert rank_rates(asked, RUNGS, run.results, asked.ranks[0]).tried == tried
+    assert run.schedule.rank_rates(run.results, asked.ranks[0]).tried == tried
     assert len(tried) <= len(given_rates) + MOST_ADDED
 
 
@@ -216,7 +219,7 @@ def test_a_rate_that_diverges_is_the_edge_and_the_one_below_is_within() -> None:
     asked = replace(config(1), learning_rates=(3e-4, 1e-3))
     stable = optimum_at(1.0)
     run = Run(asked, lambda trial, step: math.nan if trial.learning_rate > 1e-3 else stable(trial, step))
-    assert rank_rates(asked, RUNGS, run.results, asked.ranks[0]).tried == (3e-4, 1e-3, 0.00333)
+    assert run.schedule.rank_rates(run.results, asked.ranks[0]).tried == (3e-4, 1e-3, 0.00333)
     assert run.finalists(asked.ranks[0]) == {1e-3}
 
 
@@ -245,3 +248,29 @@ def test_legs_of_two_ranks_are_trained_together() -> None:
 def test_a_single_rate_that_is_left_trains_to_the_end_without_a_stop() -> None:
     asked = replace(config(1), learning_rates=(1e-3,))
     assert [(leg.start, leg.stop) for leg in Run(asked, optimum_at(1e-3)).legs] == [(0, 100)]
+
+
+def test_no_rate_is_dropped_before_the_rank_has_learnt_something() -> None:
+    """On a plateau all rates are at chance, and which of them is the lowest by a hair says nothing."""
+    asked = replace(config(1), learning_rates=(1e-4, 1e-3, 1e-2, 1e-1))
+
+    def plateau_to_step_60(trial: Trial, step: int) -> float:
+        if step < 60:
+            return 0.7 + abs(math.log(trial.learning_rate / 1e-3)) / 1e3
+        return 0.1 if trial.learning_rate == 1e-1 else 0.6
+
+    run = Run(asked, plateau_to_step_60, rank_0_nll=0.69)
+    assert [(leg.start, leg.stop, len(leg.trials)) for leg in run.legs] == [(0, 50, 8), (50, 75, 8), (75, 100, 4)]
+    assert run.finalists(asked.ranks[0]) == {1e-4, 1e-1}
+
+
+@given(st.integers(1, 3), st.integers(2, 5), st.integers(1, 3), some_seed)
+def test_where_no_trial_ever_beats_rank_0_all_rates_are_trained_but_those_that_diverge(
+    ranks: int, rates: int, seeds: int, seed: int
+) -> None:
+    asked = config(ranks, rates, seeds)
+    run = Run(asked, random_losses(seed), rank_0_nll=0.0)
+    for rank in asked.ranks:
+        of_rank = [one for trial, one in run.settled.items() if trial.rank == rank]
+        lost = {one.trial.learning_rate for one in of_rank if one.status == "diverged"}
+        assert run.finalists(rank) == {one.trial.learning_rate for one in of_rank} - lost

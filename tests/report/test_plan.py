@@ -26,7 +26,7 @@ PLAN = ComparisonPlan(
     [
         (
             PLAN,
-            "about 10 min 00 s, up to 15 min 00 s where learning rates beyond those given are tried; "
+            "about 10 min 00 s, up to 15 min 00 s where more learning rates are tried and none is dropped; "
             "evaluation not counted",
         ),
         (replace(PLAN, training_seconds_at_most=600.0), "about 10 min 00 s; evaluation not counted"),

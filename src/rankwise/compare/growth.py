@@ -16,11 +16,10 @@ from rankwise.compare.backends import Backend
 from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Journal, validation_baseline
 from rankwise.compare.plan import usable_bytes
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.results import choose
-from rankwise.compare.scoring import validation_baseline
 from rankwise.compare.training import TrainingObserver, free_bytes, step_costs, train
 from rankwise.decide.verdict import Margin
 from rankwise.fidelity import LADDER

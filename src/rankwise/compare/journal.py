@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RunError, shortened
+from rankwise.records import Baseline
 
 Event = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -59,6 +60,11 @@ class Journal:
     def of(self, event: str) -> list[Event]:
         """All events of one kind, in order."""
         return [record for record in self.events if record["event"] == event]
+
+
+def validation_baseline(journal: Journal) -> Baseline:
+    """Rank 0 on validation, of which the fit on the test split's behalf kept a record."""
+    return Baseline(**journal.of("baseline")[-1]["validation"])
 
 
 def _line(event: Event) -> bytes:

@@ -6,6 +6,7 @@ one that is new take the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -22,14 +23,14 @@ from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import Grown, grow
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Journal, validation_baseline
 from rankwise.compare.page import write_page
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
 from rankwise.compare.results import Choice, choose
-from rankwise.compare.schedule import most_rates, next_leg, steps_per_seed
-from rankwise.compare.scoring import read_stacked, score_baseline, score_trials, validation_baseline
+from rankwise.compare.schedule import Schedule, most_rates, steps_per_seed
+from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, pack_size, step_costs, train
 from rankwise.errors import RunError, UserError
@@ -297,7 +298,7 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         first = prepared.as_grid(config.first_ranks)
         costs = {cost.rank: cost for cost in measure_costs(*first.cost_arguments)}
     rungs = prepared.settings.rungs
-    leg = next_leg(first.config, rungs, {})
+    leg = Schedule(first.config, rungs, rank_0_nll=math.inf).next_leg({})
     assert leg is not None
     packs = plan_packs(leg, pack_size(first, costs), first=0)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
@@ -315,7 +316,7 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
         peak_memory_bytes=peak if peaks else None,
         disk_bytes=disk_bytes(prepared),
         training_seconds=a_step * steps_per_seed(len(config.learning_rates), rungs),
-        training_seconds_at_most=a_step * steps_per_seed(most_rates(config), rungs),
+        training_seconds_at_most=a_step * most_rates(config) * rungs[-1],
         notes=(*prepared.notes, *_note_on_start(config), *more),
     )
 

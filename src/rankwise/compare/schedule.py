@@ -2,7 +2,8 @@
 
 All trials train to the first rung. There a rank whose best learning rate is the lowest or highest that was
 tried for it gets one beyond, up to `MOST_ADDED` times. At each rung but the last the better half of a
-rank's rates goes on. Halving is sound within a rank only: curves of different ranks coincide early and
+rank's rates goes on, once one of them has less loss than rank 0: before that the rank has learnt nothing, and
+its rates differ by chance. Halving is sound within a rank only: curves of different ranks coincide early and
 separate late (SCIENCE.md, section 5), so no rank is ever dropped.
 
 Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
@@ -49,105 +50,110 @@ class RankRates:
     stop: int
 
 
-def next_leg(
-    config: ComparisonConfig, rungs: Sequence[int], results: Results, resumable: Collection[Trial] = ()
-) -> Leg | None:
-    """What to train next: of the trials that have not come to their rung, those that stand furthest behind.
+@dataclass(frozen=True)
+class Schedule:
+    """What a comparison trains next, given its results. `rank_0_nll` is the loss of rank 0 on validation."""
 
-    `resumable` are the trials whose training state is kept, at their last evaluation; the others begin at 0.
-    None where the comparison has all its results. Trials are in the order of seeds, ranks and rates.
-    """
-    wanted: dict[Trial, tuple[int, int]] = {}
-    for one, rank in _curves(config):
-        rates = rank_rates(one, rungs, results, rank)
-        for trial in _trials(one, rank, rates.left):
-            if not _has_come_to(results, trial, rates.stop):
-                start = results[trial].evaluations[-1].step if trial in resumable else 0
-                wanted[trial] = start, rates.stop
-    if not wanted:
-        return None
-    first = min(start for start, _ in wanted.values())
-    trials = [trial for trial, (start, _) in wanted.items() if start == first]
-    trials.sort(key=lambda trial: (trial.seed, trial.rank, trial.use_rslora, trial.learning_rate))
-    return Leg(tuple(trials), first, min(wanted[trial][1] for trial in trials))
+    config: ComparisonConfig
+    rungs: Sequence[int]
+    rank_0_nll: float
 
+    def next_leg(self, results: Results, resumable: Collection[Trial] = ()) -> Leg | None:
+        """What to train next: of the trials that have not come to their rung, those that stand furthest behind.
 
-def running(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> set[Trial]:
-    """The trials that are left and not at the end: their training states are needed."""
-    left = {
-        trial
-        for one, rank in _curves(config)
-        for trial in _trials(one, rank, rank_rates(one, rungs, results, rank).left)
-    }
-    return {trial for trial, result in results.items() if result.status == "dropped" and trial in left}
-
-
-def dropped(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> tuple[Trial, ...]:
-    """The trials whose learning rates were tried and are out: others did better, or a seed diverged."""
-    return tuple(
-        trial
-        for one, rank in _curves(config)
-        for rates in (rank_rates(one, rungs, results, rank),)
-        for trial in _trials(one, rank, [rate for rate in rates.tried if rate not in rates.left])
-    )
-
-
-def settled(config: ComparisonConfig, rungs: Sequence[int], results: Results) -> dict[Trial, TrialResult]:
-    """The results that count once no leg is left.
-
-    A trial that this schedule drops is *dropped* even where the run was a smaller one before and trained it on;
-    rates that only the smaller one tried are left out.
-    """
-    found = {}
-    for one, rank in _curves(config):
-        rates = rank_rates(one, rungs, results, rank)
-        for trial in _trials(one, rank, rates.tried):
-            result = results[trial]
-            out = result.status == "trained" and trial.learning_rate not in rates.left
-            found[trial] = replace(result, status="dropped") if out else result
-    return found
-
-
-def rank_rates(config: ComparisonConfig, rungs: Sequence[int], results: Results, rank: int) -> RankRates:
-    """Where a rank's learning rates stand, under the first scaling.
-
-    A single one was asked for, so it is neither extended nor compared.
-    """
-    tried = config.learning_rates
-    if len(tried) == 1:
-        return RankRates(tried, tried, rungs[-1])
-
-    def losses(rates: Sequence[float], step: int) -> dict[float, float] | None:
-        """Each rate's mean over seeds, infinite where one diverged, be it later; None before all trials are there."""
-        if not all(_has_come_to(results, trial, step) for trial in _trials(config, rank, rates)):
+        `resumable` are the trials whose training state is kept, at their last evaluation; the others begin at 0.
+        None where the comparison has all its results. Trials are in the order of seeds, ranks and rates.
+        """
+        wanted: dict[Trial, tuple[int, int]] = {}
+        for one, rank in self._curves():
+            rates = self._rates(one, results, rank)
+            for trial in _trials(one, rank, rates.left):
+                if not _has_come_to(results, trial, rates.stop):
+                    start = results[trial].evaluations[-1].step if trial in resumable else 0
+                    wanted[trial] = start, rates.stop
+        if not wanted:
             return None
-        return {
-            rate: fmean(_loss(results[config.trial(rank, rate, seed)], step) for seed in config.seed_numbers)
-            for rate in rates
+        first = min(start for start, _ in wanted.values())
+        trials = [trial for trial, (start, _) in wanted.items() if start == first]
+        trials.sort(key=lambda trial: (trial.seed, trial.rank, trial.use_rslora, trial.learning_rate))
+        return Leg(tuple(trials), first, min(wanted[trial][1] for trial in trials))
+
+    def running(self, results: Results) -> set[Trial]:
+        """The trials that are left and not at the end: their training states are needed."""
+        left = {
+            trial for one, rank in self._curves() for trial in _trials(one, rank, self._rates(one, results, rank).left)
         }
+        return {trial for trial, result in results.items() if result.status == "dropped" and trial in left}
 
-    while True:
-        found = losses(tried, rungs[0])
-        if found is None:
-            return RankRates(tried, tried, rungs[0])
-        beyond = _beyond(found)
-        if beyond is None or len(tried) == len(config.learning_rates) + MOST_ADDED:
-            break
-        tried = tuple(sorted((*tried, beyond)))
+    def dropped(self, results: Results) -> tuple[Trial, ...]:
+        """The trials whose learning rates were tried and are out: others did better, or a seed diverged."""
+        return tuple(
+            trial
+            for one, rank in self._curves()
+            for rates in (self._rates(one, results, rank),)
+            for trial in _trials(one, rank, [rate for rate in rates.tried if rate not in rates.left])
+        )
 
-    left = tried
-    for rung in rungs[:-1]:
-        if len(left) <= 1:
-            break
-        found = losses(left, rung)
-        if found is None:
-            return RankRates(tried, left, rung)
-        left = _better_half(found)
-    return RankRates(tried, left, rungs[-1])
+    def settled(self, results: Results) -> dict[Trial, TrialResult]:
+        """The results that count once no leg is left.
+
+        A trial that this schedule drops is *dropped* even where the run was a smaller one before and trained it on;
+        rates that only the smaller one tried are left out.
+        """
+        found = {}
+        for one, rank in self._curves():
+            rates = self._rates(one, results, rank)
+            for trial in _trials(one, rank, rates.tried):
+                result = results[trial]
+                out = result.status == "trained" and trial.learning_rate not in rates.left
+                found[trial] = replace(result, status="dropped") if out else result
+        return found
+
+    def rank_rates(self, results: Results, rank: int) -> RankRates:
+        """Where a rank's learning rates stand, under the first scaling."""
+        return self._rates(self.config, results, rank)
+
+    def _rates(self, config: ComparisonConfig, results: Results, rank: int) -> RankRates:
+        """A single rate was asked for, so it is neither extended nor compared."""
+        tried, rungs = config.learning_rates, self.rungs
+        if len(tried) == 1:
+            return RankRates(tried, tried, rungs[-1])
+
+        def losses(rates: Sequence[float], step: int) -> dict[float, float] | None:
+            """Each rate's mean over seeds, infinite where one diverged, be it later; None before all are there."""
+            if not all(_has_come_to(results, trial, step) for trial in _trials(config, rank, rates)):
+                return None
+            return {
+                rate: fmean(_loss(results[config.trial(rank, rate, seed)], step) for seed in config.seed_numbers)
+                for rate in rates
+            }
+
+        while True:
+            found = losses(tried, rungs[0])
+            if found is None:
+                return RankRates(tried, tried, rungs[0])
+            beyond = _beyond(found)
+            if beyond is None or len(tried) == len(config.learning_rates) + MOST_ADDED:
+                break
+            tried = tuple(sorted((*tried, beyond)))
+
+        left = tried
+        for rung in rungs[:-1]:
+            if len(left) <= 1:
+                break
+            found = losses(left, rung)
+            if found is None:
+                return RankRates(tried, left, rung)
+            left = _kept(found, half=min(found.values()) < self.rank_0_nll)
+        return RankRates(tried, left, rungs[-1])
+
+    def _curves(self) -> Iterator[tuple[ComparisonConfig, int]]:
+        """Every scaling with every rank: each has learning rates of its own."""
+        return ((one, rank) for one in self.config.each_scaling for rank in self.config.ranks)
 
 
 def steps_per_seed(rates: int, rungs: Sequence[int]) -> int:
-    """Steps that one seed of a rank takes in all, over its learning rates.
+    """Steps that one seed of a rank takes in all, over its learning rates, if it learns by the first rung.
 
     >>> steps_per_seed(4, (100, 200, 300, 400)), steps_per_seed(1, (100, 200, 300, 400))
     (800, 400)
@@ -165,11 +171,6 @@ def most_rates(config: ComparisonConfig) -> int:
     return given if given == 1 else given + MOST_ADDED
 
 
-def _curves(config: ComparisonConfig) -> Iterator[tuple[ComparisonConfig, int]]:
-    """Every scaling with every rank: each has learning rates of its own."""
-    return ((one, rank) for one in config.each_scaling for rank in config.ranks)
-
-
 def _trials(config: ComparisonConfig, rank: int, rates: Sequence[float]) -> Iterator[Trial]:
     return (config.trial(rank, rate, seed) for rate in rates for seed in config.seed_numbers)
 
@@ -185,9 +186,9 @@ def _loss(result: TrialResult, step: int) -> float:
     return next(evaluation.nll for evaluation in result.evaluations if evaluation.step == step)
 
 
-def _better_half(losses: Mapping[float, float]) -> tuple[float, ...]:
-    """Half of the rates, rounded up, and none at which a seed diverged; in order of size."""
-    best = sorted(losses, key=lambda rate: (losses[rate], rate))[: -(-len(losses) // 2)]
+def _kept(losses: Mapping[float, float], *, half: bool) -> tuple[float, ...]:
+    """The better half of the rates, rounded up, or all; none at which a seed diverged; in order of size."""
+    best = sorted(losses, key=lambda rate: (losses[rate], rate))[: -(-len(losses) // 2) if half else None]
     return tuple(sorted(rate for rate in best if losses[rate] < float("inf")))
 
 

@@ -16,7 +16,7 @@ from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.training import read_trained
 from rankwise.lora.attach import attached
-from rankwise.records import Baseline, Scores, Trial
+from rankwise.records import Scores, Trial
 from rankwise.tasks.task import Split
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
@@ -40,11 +40,6 @@ def score_baseline(
         directory.write_scores(directory.baseline, retained, score(prepared.base, 1, prepared.task, retained), RETAINED)
         journal.append("retained", trials=["baseline"], sha256=retained.fingerprint())
     return read_stacked(directory, [directory.baseline])
-
-
-def validation_baseline(journal: Journal) -> Baseline:
-    """Rank 0 on validation, of which the fit on the test split's behalf kept a record."""
-    return Baseline(**journal.of("baseline")[-1]["validation"])
 
 
 def score_trials(

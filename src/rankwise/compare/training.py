@@ -21,10 +21,10 @@ from rankwise.base.load import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.backends import Backend, Job, PackOutOfMemoryError, WorkerLost, Workers
 from rankwise.compare.directory import RunDirectory
-from rankwise.compare.journal import Event, Journal
+from rankwise.compare.journal import Event, Journal, validation_baseline
 from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared
-from rankwise.compare.schedule import Leg, dropped, next_leg, running, settled
+from rankwise.compare.schedule import Leg, Schedule
 from rankwise.durable import digest
 from rankwise.errors import UserError
 from rankwise.lora.attach import State
@@ -68,8 +68,9 @@ def train(
     results = directory.results(journal)
     size = _journaled_size(prepared, journal, costs)
     settings = prepared.settings
-    while packs := _packs(prepared, directory, journal, results, size):
-        out = dropped(prepared.config, settings.rungs, results)
+    schedule = Schedule(prepared.config, settings.rungs, validation_baseline(journal).nll)
+    while packs := _packs(prepared, schedule, directory, journal, results, size):
+        out = schedule.dropped(results)
         observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
         try:
             for trained in _trained(prepared, directory, journal, packs, observe, backend):
@@ -79,7 +80,7 @@ def train(
                 raise error.cause from None
             size = -(-len(error.pack.trials) // 2)
             journal.append("out of memory", pack=error.pack.id, size=size)
-    return settled(prepared.config, settings.rungs, results)
+    return schedule.settled(results)
 
 
 def step_costs(prepared: Prepared, journal: Journal, tell: Callable[[str], None]) -> dict[int, StepCost]:
@@ -152,10 +153,14 @@ def _most_trials(prepared: Prepared, journal: Journal) -> int:
 
 
 def _packs(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, results: dict[Trial, TrialResult], size: int
+    prepared: Prepared,
+    schedule: Schedule,
+    directory: RunDirectory,
+    journal: Journal,
+    results: dict[Trial, TrialResult],
+    size: int,
 ) -> list[PlannedPack]:
     """The packs that come next: those that are journaled and not trained, else those of the next leg."""
-    config, rungs = prepared.config, prepared.settings.rungs
     untrained = _untrained(journal)
     if untrained and max(len(pack.trials) for pack in untrained) <= _most_trials(prepared, journal):
         return untrained
@@ -163,8 +168,8 @@ def _packs(
         # They did not fit, or smaller ones are asked for now.
         leg: Leg | None = _joined(untrained)
     else:
-        leg = next_leg(config, rungs, results, [trial for trial in results if directory.checkpoint(trial.id).exists()])
-    needed = running(config, rungs, results).union(leg.trials if leg else ())
+        leg = schedule.next_leg(results, [trial for trial in results if directory.checkpoint(trial.id).exists()])
+    needed = schedule.running(results).union(leg.trials if leg else ())
     # Before the leg is journaled: whether a trial's state is there must not depend on when the run was killed.
     directory.remove_checkpoints(keep={trial.id for trial in needed})
     if leg is None:

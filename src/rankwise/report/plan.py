@@ -22,5 +22,5 @@ def plan_table(plan: ComparisonPlan) -> RenderableType:
 
 def _training_time(plan: ComparisonPlan) -> str:
     expected, at_most = seconds_text(plan.training_seconds), seconds_text(plan.training_seconds_at_most)
-    more = "" if expected == at_most else f", up to {at_most} where learning rates beyond those given are tried"
+    more = "" if expected == at_most else f", up to {at_most} where more learning rates are tried and none is dropped"
     return f"about {expected}{more}; evaluation not counted"
