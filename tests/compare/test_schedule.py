@@ -170,15 +170,21 @@ def test_without_a_diverged_trial_every_step_is_taken_once_and_their_number_is_f
     assert all(steps == len(run.results[trial].train_nll) for trial, steps in run.trained.items())
 
 
-@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.sampled_from(["ranks", "rates", "seeds"]), some_seed)
+@given(
+    *(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2)),
+    st.sampled_from(["ranks", "rates", "seeds"]),
+    some_seed,
+    st.sampled_from([LEARNT, 0.4]),
+)
 def test_a_run_that_was_smaller_ends_where_a_fresh_one_does(
-    ranks: int, rates: int, seeds: int, more: str, seed: int
+    ranks: int, rates: int, seeds: int, more: str, seed: int, rank_0_nll: float
 ) -> None:
     losses = random_losses(seed, diverging=RUNGS[:1])
     small = config(ranks, rates, seeds)
     large = config(ranks + (more == "ranks"), rates + (more == "rates"), seeds + (more == "seeds"))
-    before = Run(small, losses)
-    fresh, extended = Run(large, losses), Run(large, losses, before=before)
+    before = Run(small, losses, rank_0_nll=rank_0_nll)
+    fresh = Run(large, losses, rank_0_nll=rank_0_nll)
+    extended = Run(large, losses, before=before, rank_0_nll=rank_0_nll)
 
     def ends(run: Run) -> dict[Trial, tuple[str, float]]:
         return {trial: (one.status, one.validation_nll) for trial, one in run.settled.items()}
