@@ -1,4 +1,8 @@
-"""Who runs in the throughput benchmark. Each takes `epoch_steps` steps after some that are not timed."""
+"""Who runs in the throughput benchmark.
+
+Each is timed over an epoch, all of which are made of the same rows, after one in which a process takes from the system
+what memory it needs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 
-from benchmarks.speed.measure import WARM_UP, must_do, peak_flops, seconds
+from benchmarks.speed.measure import must_do, peak_flops, seconds
 from benchmarks.speed.user import Habit, User
 from rankwise.base.load import DTYPES
 from rankwise.compare.config import ComparisonConfig
@@ -41,10 +45,14 @@ def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
     """Seconds a step of this project's pack of so many trials, which differ in their learning rates."""
     prepared = prepare(config, quiet)
     steps = epoch_steps(config)
-    rows = list(islice(training_rows(prepared.task.train.input_ids.lengths, config.batch_size, 0), WARM_UP + steps))
+    rows = list(islice(training_rows(prepared.task.train.input_ids.lengths, config.batch_size, 0), 2 * steps))
     with attached(prepared.base, _trials(config, rank, trials), prepared.targets) as pack:
         optimizer = PackOptimizer(pack, prepared.settings)
-        return seconds(lambda number: train_step(pack, optimizer, prepared.task, [rows[number]], number), CPU, steps)
+
+        def step(number: int) -> None:
+            train_step(pack, optimizer, prepared.task, [rows[number]], number)
+
+        return seconds(step, CPU, steps, steps)
 
 
 def _trials(config: ComparisonConfig, rank: int, trials: int) -> list[Trial]:
@@ -60,7 +68,7 @@ def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:
     model = user.model(config.trial(rank, RATE, 0)).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, WARM_UP + steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 2 * steps)
     batches = _forever(DataLoader(user.train, config.batch_size, shuffle=True, collate_fn=user.collator))  # type: ignore[arg-type]
 
     def step(number: int) -> None:
@@ -72,7 +80,7 @@ def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:
         schedule.step()
         optimizer.zero_grad()
 
-    return seconds(step, CPU, steps)
+    return seconds(step, CPU, steps, steps)
 
 
 def _forever(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -81,23 +89,25 @@ def _forever(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of the steps after `WARM_UP`."""
+    """When the first so many steps ended, and when the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
         self.started = self.ended = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.ended = time.perf_counter()
-        if state.global_step == WARM_UP:
+        if state.global_step == self.warm_up:
             self.started = self.ended
 
 
 def time_trainer(config: ComparisonConfig, rank: int, habit: Habit) -> float:
     """Seconds a step of PEFT under transformers' Trainer."""
-    user, clock, steps = User(config, habit), _Clock(), epoch_steps(config)
+    user, steps = User(config, habit), epoch_steps(config)
+    clock = _Clock(steps)
     trial = config.trial(rank, RATE, 0)
     with TemporaryDirectory() as directory:
-        user.trainer(user.model(trial), trial, Path(directory), WARM_UP + steps, clock).train()
+        user.trainer(user.model(trial), trial, Path(directory), 2 * steps, clock).train()
     return (clock.ended - clock.started) / steps
 
 

@@ -21,7 +21,7 @@ from rankwise.tasks.task import collate
 Result = TypeVar("Result")
 Step = Callable[[int], object]
 
-WARM_UP = 8  # steps that are not timed: meanwhile a process takes from the system what memory it needs
+WARM_UP = 2  # steps that are not timed
 
 
 def alone(function: Callable[..., Result], *arguments: object) -> Result:
@@ -31,14 +31,14 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
         return pool.apply(function, arguments)
 
 
-def seconds(step: Step, device: torch.device, steps: int) -> float:
-    """A step's mean over so many, after `WARM_UP`."""
-    for number in range(WARM_UP):
+def seconds(step: Step, device: torch.device, steps: int, warm_up: int = WARM_UP) -> float:
+    """A step's mean over so many, after some that are not timed."""
+    for number in range(warm_up):
         step(number)
     _wait(device)
     started = time.perf_counter()
     for number in range(steps):
-        step(WARM_UP + number)
+        step(warm_up + number)
     _wait(device)
     return (time.perf_counter() - started) / steps
 

@@ -331,4 +331,5 @@ def _note_on_start(config: ComparisonConfig) -> list[str]:
 
 
 def new_run() -> Path:
-    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    # To the microsecond: a batch of jobs starts in one second.
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
