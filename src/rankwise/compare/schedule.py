@@ -3,8 +3,8 @@
 All trials train to the first rung. There a rank whose best learning rate is the lowest or highest that was
 tried for it gets one beyond, up to `MOST_ADDED` times. At each rung but the last the better half of a
 rank's rates goes on, once one of them has less loss than rank 0: before that the rank has yet to learn what a
-head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves of different ranks coincide early and
-separate late (SCIENCE.md, section 5), so no rank is ever dropped.
+head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves
+of different ranks coincide early and separate late (SCIENCE.md, section 5), so no rank is ever dropped.
 
 Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
 rates, replays the schedule on the results that it has, and ends where one that had begun with the larger
