@@ -130,7 +130,7 @@ def test_at_a_rung_half_of_the_rates_go_on_and_they_are_the_better_ones(rates: i
     asked = config(1, rates, seeds)
     run = Run(asked, random_losses(seed))
     (rank,) = asked.ranks
-    left = run.schedule.rank_rates(run.results, rank).tried
+    left = run.schedule.rank_rates(asked, run.results, rank).tried
 
     def loss(rate: float, step: int) -> float:
         of_rate = [run.results[asked.trial(rank, rate, number)] for number in asked.seed_numbers]
@@ -217,7 +217,7 @@ def test_a_rank_whose_best_rate_is_at_the_edge_gets_one_beyond_it(
 ) -> None:
     asked = replace(config(1), learning_rates=given_rates)
     run = Run(asked, optimum_at(best))
-    assert run.schedule.rank_rates(run.results, asked.ranks[0]).tried == tried
+    assert run.schedule.rank_rates(asked, run.results, asked.ranks[0]).tried == tried
     assert len(tried) <= len(given_rates) + MOST_ADDED
 
 
@@ -225,7 +225,7 @@ def test_a_rate_that_diverges_is_the_edge_and_the_one_below_is_within() -> None:
     asked = replace(config(1), learning_rates=(3e-4, 1e-3))
     stable = optimum_at(1.0)
     run = Run(asked, lambda trial, step: math.nan if trial.learning_rate > 1e-3 else stable(trial, step))
-    assert run.schedule.rank_rates(run.results, asked.ranks[0]).tried == (3e-4, 1e-3, 0.00333)
+    assert run.schedule.rank_rates(asked, run.results, asked.ranks[0]).tried == (3e-4, 1e-3, 0.00333)
     assert run.finalists(asked.ranks[0]) == {1e-3}
 
 

@@ -66,7 +66,7 @@ class Schedule:
         """
         wanted: dict[Trial, tuple[int, int]] = {}
         for one, rank in self._curves():
-            rates = self._rates(one, results, rank)
+            rates = self.rank_rates(one, results, rank)
             for trial in _trials(one, rank, rates.left):
                 if not _has_come_to(results, trial, rates.stop):
                     start = results[trial].evaluations[-1].step if trial in resumable else 0
@@ -81,7 +81,9 @@ class Schedule:
     def running(self, results: Results) -> set[Trial]:
         """The trials that are left and not at the end: their training states are needed."""
         left = {
-            trial for one, rank in self._curves() for trial in _trials(one, rank, self._rates(one, results, rank).left)
+            trial
+            for one, rank in self._curves()
+            for trial in _trials(one, rank, self.rank_rates(one, results, rank).left)
         }
         return {trial for trial, result in results.items() if result.status == "dropped" and trial in left}
 
@@ -90,7 +92,7 @@ class Schedule:
         return tuple(
             trial
             for one, rank in self._curves()
-            for rates in (self._rates(one, results, rank),)
+            for rates in (self.rank_rates(one, results, rank),)
             for trial in _trials(one, rank, [rate for rate in rates.tried if rate not in rates.left])
         )
 
@@ -102,19 +104,18 @@ class Schedule:
         """
         found = {}
         for one, rank in self._curves():
-            rates = self._rates(one, results, rank)
+            rates = self.rank_rates(one, results, rank)
             for trial in _trials(one, rank, rates.tried):
                 result = results[trial]
                 out = result.status == "trained" and trial.learning_rate not in rates.left
                 found[trial] = replace(result, status="dropped") if out else result
         return found
 
-    def rank_rates(self, results: Results, rank: int) -> RankRates:
-        """Where a rank's learning rates stand, under the first scaling."""
-        return self._rates(self.config, results, rank)
+    def rank_rates(self, config: ComparisonConfig, results: Results, rank: int) -> RankRates:
+        """Where a rank's learning rates stand, under the first scaling of `config`.
 
-    def _rates(self, config: ComparisonConfig, results: Results, rank: int) -> RankRates:
-        """A single rate was asked for, so it is neither extended nor compared."""
+        A single one was asked for, so it is neither extended nor compared.
+        """
         tried, rungs = config.learning_rates, self.rungs
         if len(tried) == 1:
             return RankRates(tried, tried, rungs[-1])
