@@ -89,6 +89,20 @@ def test_a_rank_that_cannot_be_told_apart_is_noise_and_the_next_larger_is_traine
     assert (order, last.stopped) == ([4, 8], "noise")
 
 
+def test_where_a_rank_and_its_cut_lose_no_more_on_average_test_decides_on_it() -> None:
+    trained = losses(0.405, 0.4, 0.4, 0.4, 0.4) | {2: of(0.405, spread=0.1)}
+    order, last, path = walk({2: 0.41, 4: 0.4, 8: 0.4, 16: 0.4}, trained)
+    assert (order, last.stopped) == ([2], "noise")
+    assert path.endswith("neither 2, on average, nor 32 cut to it loses more than the margin → stop: noise")
+
+
+@pytest.mark.parametrize(("of_the_cut", "of_the_mean"), [(0.4, 0.411), (0.411, 0.4)])
+def test_it_climbs_where_either_loses_more(of_the_cut: float, of_the_mean: float) -> None:
+    trained = losses(0.6, 0.6, 0.6, 0.402, 0.4) | {8: of(of_the_mean, spread=0.1)}
+    order, last, _ = walk({2: 0.6, 4: 0.6, 8: of_the_cut, 16: 0.4}, trained)
+    assert (order, last.stopped) == ([8, 16] if of_the_cut > 0.41 else [4, 8, 16], "noise")
+
+
 def test_without_the_largest_rank_there_is_nothing_to_cut() -> None:
     step = next_step(RANKS, {}, {32: None}, SCALE)
     assert step == Step(("32 has no learning rate at which every seed trains",), None, "noise")

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.base.load import Blocks
 from rankwise.lora import frozen
-from rankwise.lora.frozen import FrozenLinear, worth_blocks
+from rankwise.lora.frozen import FrozenLinear, frozen_linears, worth_blocks
 
 
 def linear(d_in: int, d_out: int, *, bias: bool = True) -> nn.Linear:
@@ -18,6 +19,13 @@ def conv1d(d_in: int, d_out: int) -> Conv1D:
     layer = Conv1D(d_out, d_in).to(torch.bfloat16).requires_grad_(False)
     layer.bias.copy_(torch.randn(d_out))
     return layer
+
+
+def in_blocks(layer: nn.Module) -> FrozenLinear:
+    kept: dict[nn.Module, Blocks] = {}
+    (found,) = frozen_linears([layer], kept)
+    assert list(kept) == [layer]
+    return found
 
 
 # Asked of torch, not of `worth_blocks`: that one may be wrong.
@@ -35,7 +43,7 @@ def test_products_in_blocks_are_the_plain_products_rounded_once(layer: nn.Module
     x = torch.randn(rows, stored.shape[1], dtype=torch.bfloat16)
     gradients = torch.randn(rows, stored.shape[0], dtype=torch.bfloat16)
     bias = None if layer.bias is None else layer.bias.float()
-    found = FrozenLinear(layer, in_blocks=True)
+    found = in_blocks(layer)
     exact, exact_gradients = functional.linear(x.float(), stored, bias), gradients.float() @ stored
     assert found(x).dtype == torch.bfloat16
     torch.testing.assert_close(found(x).float(), exact, rtol=2**-8, atol=1e-5)
@@ -44,7 +52,7 @@ def test_products_in_blocks_are_the_plain_products_rounded_once(layer: nn.Module
 
 @needs_blocks
 def test_a_row_is_multiplied_alike_whatever_the_others_hold() -> None:
-    x, found = torch.randn(64, 48, dtype=torch.bfloat16), FrozenLinear(linear(48, 80), in_blocks=True)
+    x, found = torch.randn(64, 48, dtype=torch.bfloat16), in_blocks(linear(48, 80))
     before = found(x)
     x[32:] = float("nan")
     assert torch.equal(found(x)[:32], before[:32])
@@ -53,7 +61,7 @@ def test_a_row_is_multiplied_alike_whatever_the_others_hold() -> None:
 @needs_blocks
 def test_inputs_of_another_dtype_are_multiplied_plainly() -> None:
     layer, x = linear(48, 80, bias=False), torch.randn(3, 48)
-    torch.testing.assert_close(FrozenLinear(layer, in_blocks=True)(x), functional.linear(x, layer.weight.float()))
+    torch.testing.assert_close(in_blocks(layer)(x), functional.linear(x, layer.weight.float()))
 
 
 @needs_blocks
@@ -62,3 +70,14 @@ def test_weights_have_blocks_where_they_are_in_bfloat16_and_their_copies_small(m
     assert worth_blocks([linear(4, 4)])
     assert not worth_blocks([linear(4, 4).float()])
     assert not worth_blocks([linear(4, 4), linear(1, 1)])
+
+
+@needs_blocks
+def test_a_weight_is_laid_out_once_for_all_packs_of_a_base_model() -> None:
+    layers: list[nn.Module] = [linear(48, 80), conv1d(80, 48)]
+    kept: dict[nn.Module, Blocks] = {}
+    frozen_linears(layers, kept)
+    first = dict(kept)
+    frozen_linears(layers, kept)
+    assert first.keys() == set(layers)
+    assert all(kept[layer] is blocks for layer, blocks in first.items())

@@ -92,7 +92,7 @@ def test_the_backward_written_by_hand_is_what_autograd_makes_of_the_formula(
     direction = random(2 * trials, 3, d_out)
     inputs = [*factors, *([x] if needs_input_grad else [])]
 
-    y = PackedLora(FrozenLinear(base, in_blocks=False), parts, factors)(x)
+    y = PackedLora(FrozenLinear(base, None), parts, factors)(x)
     ours = torch.autograd.grad((y * direction).sum(), inputs)
 
     blocks = []

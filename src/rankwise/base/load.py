@@ -12,12 +12,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoModelForCausalLM,
@@ -38,6 +39,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
 
+class Blocks(NamedTuple):
+    """A frozen weight in both directions, laid out for this machine's products."""
+
+    weight: Tensor
+    transposed: Tensor
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """A frozen model and what the rest of the house must know of it.
@@ -47,7 +55,8 @@ class BaseModel:
     `trained_shapes` are their parameters by name. A language model (`causal`) has none; `plain_head` says that its
     logits are its output layer's product and nothing more. `dtype` is what is computed in, and that of all weights
     that `quantize` leaves as they are.
-    `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights.
+    `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights. `blocks` are copies of
+    linear layers' weights, made when they are first trained beside.
     """
 
     name: str
@@ -62,6 +71,7 @@ class BaseModel:
     causal: bool
     plain_head: bool = False
     quantize: Quantization = "none"
+    blocks: WeakKeyDictionary[nn.Module, Blocks] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def stored_as(self) -> str:
@@ -72,6 +82,11 @@ class BaseModel:
     def bytes(self) -> int:
         """Storage of the weights as loaded."""
         return stored_bytes(self.model)
+
+    @property
+    def blocks_bytes(self) -> int:
+        """Storage of the weights' copies in blocks."""
+        return sum(copy.numel() * copy.element_size() for blocks in self.blocks.values() for copy in blocks)
 
 
 def pick_device(choice: str) -> torch.device:

@@ -50,6 +50,11 @@ class Evidence:
             rising=nll > fmean(one.nll for one in before),
         )
 
+    @property
+    def loss(self) -> float:
+        """The mean over seeds, in the metric that decides."""
+        return fmean(self.losses)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -68,7 +73,7 @@ class Scale:
         if self.margin.absolute is not None:
             return self.margin.absolute
         rank_0 = self.baseline.nll if self.metric == "nll" else 1 - self.baseline.accuracy
-        return (1 - self.margin.keep) * max(0.0, rank_0 - fmean(largest.losses))
+        return (1 - self.margin.keep) * max(0.0, rank_0 - largest.loss)
 
     def train_delta(self, largest: Evidence) -> float:
         """The same for training losses, which are in nats whatever decides."""

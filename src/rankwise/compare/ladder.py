@@ -2,14 +2,14 @@
 
 A cut adapter is a hint: training at its rank mostly does better than cutting to it. So the ranks that the answer is
 about are trained, from the one below the knee on: down while ranks suffice, up while they do not. They are told apart
-as evidence.py says.
+as evidence.py says. Where the data cannot tell a rank from the largest, larger ones would be no clearer: if its cut and
+its own mean both lose no more than the margin, the test split decides on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from statistics import fmean
 
 from rankwise.compare.evidence import Evidence, Outcome, Scale, Step, weigh
 
@@ -27,18 +27,24 @@ def next_step(
     best = evidence[largest]
     if best is None:
         return Step((f"{largest} has no learning rate at which every seed trains",), None, "noise")
-    losses = {rank: cut[rank] - fmean(best.losses) for rank in smaller}
+    losses = {rank: cut[rank] - best.loss for rank in smaller}
+    delta = scale.delta(best)
     found = [_cut_text(largest, losses, best, scale)]
     outcomes: dict[int, Outcome] = {}
     for rank in sorted(evidence.keys() & smaller):
         outcomes[rank], sentence = weigh(rank, largest, evidence, scale)
         found.append(sentence)
+    for rank, outcome in outcomes.items():
+        mine = evidence[rank]
+        if outcome == "unclear" and mine is not None and max(losses[rank], mine.loss - best.loss) <= delta:
+            found.append(f"neither {rank}, on average, nor {largest} cut to it loses more than the margin")
+            return Step(tuple(found), None, "noise")
     lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
     below = [rank for rank in smaller if rank < lowest]
     failed = [rank for rank in below if rank in outcomes]
     left = [rank for rank in below if rank > max(failed, default=0)]
     if left:
-        start = max((rank for rank in smaller if rank < knee(ranks, losses, scale.delta(best))), default=smaller[0])
+        start = max((rank for rank in smaller if rank < knee(ranks, losses, delta)), default=smaller[0])
         rank = left[0] if failed else min(left[-1], start)
         return Step(tuple(found), rank, None)
     if failed and outcomes[failed[-1]] == "unclear":

@@ -302,8 +302,10 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignor
     assert leg is not None
     packs = plan_packs(leg, pack_size(first, costs), first=0)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
-    peak = prepared.base.bytes + max(
-        sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs
+    peak = (
+        prepared.base.bytes
+        + prepared.base.blocks_bytes
+        + max(sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs)
     )
     a_step = (
         len(config.scalings) * config.seeds * sum(cost.seconds for cost in costs.values())

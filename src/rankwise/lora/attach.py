@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rankwise.base.load import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
-from rankwise.lora.frozen import FrozenLinear, worth_blocks
+from rankwise.lora.frozen import FrozenLinear, frozen_linears
 from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
 from rankwise.records import Trial
 
@@ -135,15 +135,17 @@ def attached(
         pack.load(index, initial_state(base, trial, targets))
     parts = [group.trials for group in pack.groups]
     layers = [base.model.get_submodule(target.name) for target in targets]
-    # What is simulated has no kernels to lay weights out for.
-    in_blocks = as_on_cuda is None and worth_blocks(layers)
+    if as_on_cuda is None:
+        frozen = frozen_linears(layers, base.blocks)
+    else:  # What is simulated has no kernels to lay weights out for.
+        frozen = [FrozenLinear(layer, None) for layer in layers]
     originals: dict[str, nn.Module] = {}
     try:
-        for number, (target, layer) in enumerate(zip(targets, layers, strict=True)):
+        for number, (target, linear) in enumerate(zip(targets, frozen, strict=True)):
             factors = [
                 factor for group in pack.groups for factor in (group.views_of_a[number], group.views_of_b[number])
             ]
-            packed = PackedLora(FrozenLinear(layer, in_blocks=in_blocks), parts, factors)
+            packed = PackedLora(linear, parts, factors)
             _swap(base, originals, target.name, packed)
         for name in base.trained_modules:
             weight, bias = (pack.views_of_heads.get(f"{name}.{key}") for key in ("weight", "bias"))

@@ -1,13 +1,13 @@
 """The two products of a frozen linear layer: its outputs, and the gradient of what enters it.
 
 A CPU's bfloat16 products want weights in blocks, and without them lay each weight out anew at every product: a tenth
-of a training step. A pack that lives for thousands of products has that done once, for both directions, where the
-copies are small.
+of a training step. A base model that is multiplied thousands of times has that done once, for both directions, where
+the copies are small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import cast
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rankwise.base.load import Blocks
 from rankwise.base.quantize import frozen_weight
 
 _MOST_BYTES = 2**30  # of all copies together
@@ -24,25 +25,21 @@ _ONEDNN = torch.ops.mkldnn
 
 
 class FrozenLinear(nn.Module):
-    """An nn.Linear, or transformers' Conv1D, of any number of bits. `in_blocks` as `worth_blocks` says."""
+    """An nn.Linear, or transformers' Conv1D, of any number of bits. `blocks` are its weight's."""
 
-    def __init__(self, layer: nn.Module, *, in_blocks: bool) -> None:
+    def __init__(self, layer: nn.Module, blocks: Blocks | None) -> None:
         super().__init__()
         self.layer = layer
-        self._transposed = not isinstance(layer, nn.Linear)
-        self._blocks: tuple[Tensor, Tensor] | None = None
-        if in_blocks:
-            weight = self._weight(torch.bfloat16)
-            self._blocks = _in_blocks(weight), _in_blocks(weight.t())
+        self._blocks = blocks
 
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
         if self._blocks is not None and x.dtype == torch.bfloat16:
-            return _product(x, self._blocks[0], self._bias)
+            return _product(x, self._blocks.weight, self._bias)
         return functional.linear(x, self._weight(x.dtype), self._bias)
 
     def input_gradients(self, gradients: Float[Tensor, "rows d_out"]) -> Float[Tensor, "rows d_in"]:
         if self._blocks is not None and gradients.dtype == torch.bfloat16:
-            return _product(gradients, self._blocks[1], None)
+            return _product(gradients, self._blocks.transposed, None)
         # A weight in few bits is unpacked again: kept since the forward pass, all would be in memory at once.
         return gradients @ self._weight(gradients.dtype)
 
@@ -51,9 +48,24 @@ class FrozenLinear(nn.Module):
         return cast("Tensor | None", self.layer.bias)
 
     def _weight(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
-        """As nn.Linear stores it; of few bits a new tensor."""
-        weight = frozen_weight(self.layer, dtype)
-        return weight.t() if self._transposed else weight
+        return _weight(self.layer, dtype)
+
+
+def frozen_linears(layers: Sequence[nn.Module], kept: MutableMapping[nn.Module, Blocks]) -> list[FrozenLinear]:
+    """Each layer, in blocks where that is worth it; these are `kept` for the next pack."""
+    if not worth_blocks(layers):
+        return [FrozenLinear(layer, None) for layer in layers]
+    for layer in layers:
+        if layer not in kept:
+            weight = _weight(layer, torch.bfloat16)
+            kept[layer] = Blocks(_in_blocks(weight), _in_blocks(weight.t()))
+    return [FrozenLinear(layer, kept[layer]) for layer in layers]
+
+
+def _weight(layer: nn.Module, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+    """As nn.Linear stores it; of few bits a new tensor."""
+    weight = frozen_weight(layer, dtype)
+    return weight if isinstance(layer, nn.Linear) else weight.t()
 
 
 def worth_blocks(layers: Sequence[nn.Module]) -> bool:
