@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.validity.record import write_record
+from rankwise.base.load import load_tokenizer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
@@ -32,7 +33,9 @@ from rankwise.decide.guards import macro_f1, pseudo_values
 from rankwise.decide.verdict import decide
 from rankwise.records import Evaluation, Trial, TrialResult
 from rankwise.report.page import comparison_page
+from rankwise.tasks.classification import load_classification
 from rankwise.tasks.files import Shape, read_file
+from rankwise.tasks.task import Task
 
 Work = Callable[[], object]
 _RUNGS = tuple(range(100, 201, 20))
@@ -55,6 +58,25 @@ def parquet_rows(place: Path, count: int) -> Work:
     """Reading a Parquet file of short texts."""
     _rows(place, count).to_parquet(place / "rows.parquet", index=False)
     return lambda: read_file(place / "rows.parquet", [Shape(("text", "label"))])
+
+
+def tokenised_rows(place: Path, count: int) -> Work:
+    """All that a comparison does with a CSV file of short texts: read, split, look for leaks, tokenise."""
+    csv_rows(place, count)
+
+    def work() -> Task:
+        return load_classification(
+            train=place / "rows.csv",
+            validation=None,
+            test=None,
+            text="text",
+            text_pair=None,
+            label="label",
+            tokenizer=load_tokenizer("embedded"),
+            max_length=128,
+        )
+
+    return work
 
 
 def _losses(ranks: int, seeds: int, examples: int) -> np.ndarray:
@@ -145,6 +167,7 @@ def shown_trials(place: Path, count: int) -> Work:
 SIZES: dict[Callable[[Path, int], Work], tuple[int, ...]] = {
     csv_rows: (10_000, 100_000, 1_000_000),
     parquet_rows: (10_000, 100_000, 1_000_000),
+    tokenised_rows: (10_000, 100_000, 1_000_000),
     test_examples: (1_000, 10_000, 100_000),
     ranks: (5, 15, 50),
     seeds: (5, 50, 500),
@@ -161,10 +184,10 @@ def _resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measured(case: Callable[[Path, int], Work], size: int) -> dict[str, Any]:
+def measured(case: Callable[[Path, int], Work], smallest: int, size: int) -> dict[str, Any]:
     """What one size takes, in this process."""
     with tempfile.TemporaryDirectory() as place:
-        case(Path(place), 4)()  # what is imported on the way is not counted
+        case(Path(place), smallest)()  # what is imported on the way is not counted
     with tempfile.TemporaryDirectory() as place:
         work = case(Path(place), size)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -197,7 +220,7 @@ def main() -> None:
     for case, sizes in SIZES.items():
         # A new process for each, forked when everything is imported.
         with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-            found = [pool.apply(measured, (case, size)) for size in sizes]
+            found = [pool.apply(measured, (case, sizes[0], size)) for size in sizes]
         growths = {"time_growth": growth(found, "cpu_seconds"), "memory_growth": growth(found, "peak_mb")}
         findings[case.__name__] = {"what": case.__doc__, "sizes": found, **growths}
         print(case.__name__, findings[case.__name__], flush=True)
