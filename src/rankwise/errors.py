@@ -13,11 +13,22 @@ _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
 
 
-class UserError(Exception):
+class _OneLineError(Exception):
+    r"""Names and values in `text` may come from anywhere; what would break its line becomes a space.
+
+    >>> str(UserError("no layer a\nb"))
+    'no layer a b'
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in text))
+
+
+class UserError(_OneLineError):
     """The input cannot be used as it is; nothing was started. Exit code 2."""
 
 
-class RunError(Exception):
+class RunError(_OneLineError):
     """A run that had started could not go on. Exit code 1."""
 
 

@@ -128,6 +128,8 @@ def _finding(comparison: RankComparison, description: Mapping[str, Any], adapter
     examples = value_of(int, description["data"]["train"]["examples"])
     if min(settings.steps, settings.batch_size, settings.accumulation, max_length, examples) < 1:
         raise ValueError("no steps, no batches, no tokens or no examples")
+    if not (0 <= settings.warmup_ratio <= 1 and 0 < settings.max_grad_norm < math.inf):
+        raise ValueError("a warm-up or a gradient norm that is none")
     return Finding(
         comparison=comparison,
         rank=answer.rank,
