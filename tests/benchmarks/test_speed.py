@@ -34,7 +34,7 @@ CONFIG = ComparisonConfig(
     dtype="float32",
     device="cpu",
 )
-TRIAL = CONFIG.trial(4, 5e-3, 0)
+TRIAL = CONFIG.trial(4, 1e-3, 0)
 
 
 @pytest.fixture(scope="module")

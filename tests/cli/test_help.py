@@ -82,7 +82,9 @@ def test_examples_that_train_work(
 
 def test_completion_is_installed_and_completes_in_bash(tmp_path: Path) -> None:
     home = os.environ | {"HOME": str(tmp_path), "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
-    subprocess.run(["rankwise", "--install-completion", "bash"], env=home, capture_output=True, check=True)
+    # Typer looks for a shell among its parents, and `bash -c` would give way to a command that is its last.
+    install = "rankwise --install-completion bash; exit $?"
+    subprocess.run(["bash", "--norc", "-c", install], env=home, capture_output=True, check=True)
     complete = "source ~/.bashrc; COMP_WORDS=(rankwise est); COMP_CWORD=1; _rankwise_completion rankwise"
     done = subprocess.run(
         ["bash", "--norc", "-c", f'{complete}; echo "${{COMPREPLY[@]}}"; complete -p rankwise'],
