@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from rankwise.errors import UserError, shortened
 from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, one_line, quoted, read_file
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-Source: TypeAlias = "str | Path | pd.DataFrame | datasets.Dataset"
+Source: TypeAlias = Union[str, Path, "pd.DataFrame", "datasets.Dataset"]
 SplitName = Literal["train", "validation", "test"]
 
 
