@@ -15,7 +15,11 @@ EXTRAS_check := offline,quant,ray,test,dev,trackers,docs
 EXTRAS_docs := docs
 EXTRAS_bench := offline
 
-.PHONY: help demo test lint audit check docs bench
+# Warnings of these versions that later ones do not give.
+OLD := -W 'ignore:Could not find a config file' -W 'ignore:Tip. In future versions of Ray:FutureWarning' \
+	-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+
+.PHONY: help demo test lint audit check floors docs bench
 
 help: ## Show the targets (the default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -38,6 +42,9 @@ audit: .venv/.installed-lint ## Ask whether a pinned version is known to be vuln
 check: .venv/.installed-check lint audit ## Check everything: lint, pinned versions, then all tests, slow ones too
 	$(PYTEST) -m ''
 
+floors: .venv-floors/.installed ## Run the tests with the oldest dependencies that pyproject.toml allows
+	.venv-floors/bin/python -m pytest -n 2 --dist loadfile $(OLD) $(ARGS)
+
 # -E: some pages are made of help texts, docstrings and reports, which Sphinx does not watch.
 docs: .venv/.installed-docs ## Build the documentation into docs/_build
 	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs docs/_build
@@ -52,6 +59,13 @@ bench: .venv/.installed-bench ## Measure start-up, and training's speed in one s
 .venv/.installed-%: .venv/.created constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+.venv-floors/.installed: pyproject.toml constraints.txt
+	'$(PYTHON)' -m venv .venv-floors
+	'$(PYTHON)' .ci/floors.py > .venv-floors/floors.txt
+	.venv-floors/bin/python -m pip install -c constraints.txt torch
+	.venv-floors/bin/python -m pip install -c .venv-floors/floors.txt -e '.[$(EXTRAS_test)]'
 	@touch $@
 
 .venv/.created:
