@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from benchmarks.speed.measure import WARM_UP, Step, frozen_flops, peak_flops, seconds
-from rankwise.base.load import DTYPES, BaseModel, describe_base, pick_device, pick_dtype
+from rankwise.base.load import pick_device, pick_dtype
+from rankwise.base.model import DTYPES, BaseModel, describe_base
 from rankwise.base.shapes import match_targets
 from rankwise.base.source import find_config
 from rankwise.lora.attach import attached

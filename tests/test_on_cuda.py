@@ -13,7 +13,8 @@ import transformers
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.quantize import Quantization
 from rankwise.base.shapes import match_targets
 from rankwise.compare.run import run_rank_comparison

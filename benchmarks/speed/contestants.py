@@ -20,7 +20,7 @@ from transformers import TrainerCallback, get_linear_schedule_with_warmup
 
 from benchmarks.speed.measure import must_do, peak_flops, seconds
 from benchmarks.speed.user import Habit, User
-from rankwise.base.load import DTYPES
+from rankwise.base.model import DTYPES
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared, prepare
 from rankwise.lora.attach import attached

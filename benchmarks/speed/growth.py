@@ -25,7 +25,8 @@ from peft import LoraConfig, get_peft_model
 from benchmarks.speed.contestants import CPU, RATE
 from benchmarks.speed.measure import WARM_UP, alone, seconds
 from benchmarks.validity.record import write_record
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.lora.attach import attached
 from rankwise.records import Trial

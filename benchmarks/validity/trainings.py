@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import attached
 from rankwise.records import Trial

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.compare.config import ComparisonConfig
-    from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
+    from rankwise.compare.preview import plan_rank_comparison
+    from rankwise.compare.run import run_rank_comparison
     from rankwise.errors import RunError, UserError
     from rankwise.export.write import Export, export_recommendation
     from rankwise.memory.estimate import estimate_ranks, estimate_training_memory
@@ -59,7 +60,7 @@ _HOME = {
     "estimate_training_memory": "rankwise.memory.estimate",
     "export_recommendation": "rankwise.export.write",
     "inspect_adapter": "rankwise.spectrum.inspect",
-    "plan_rank_comparison": "rankwise.compare.run",
+    "plan_rank_comparison": "rankwise.compare.preview",
     "probe_ranks": "rankwise.spectrum.probe",
     "resize_adapter": "rankwise.spectrum.resize",
     "run_rank_comparison": "rankwise.compare.run",

@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from rankwise.base.load import BaseModel, load_base, position_limit
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel, position_limit
 from tests.models import save_model, tiny_tokenizer
 
 

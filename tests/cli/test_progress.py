@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rankwise.cli.progress import LiveTable, watched
 from rankwise.compare.backends import Workers
-from rankwise.compare.run import Stage
+from rankwise.compare.observer import Stage
 from rankwise.progress.board import Board
 from rankwise.records import Evaluation
 from rankwise.train.loop import StepReport

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.compare.config import ComparisonConfig, TrackerName, read_config_file
+from rankwise.compare.config import ComparisonConfig, TrackerName
+from rankwise.compare.config_file import read_config_file
 from rankwise.compare.trackers import BACK_ENDS
 from rankwise.errors import UserError
 

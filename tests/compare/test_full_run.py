@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rankwise.compare import full
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.run import Stage, run_rank_comparison
+from rankwise.compare.observer import Stage
+from rankwise.compare.run import run_rank_comparison
 from rankwise.records import RankComparison
 from rankwise.report.tables import comparison_table
 from tests.compare.runs import KilledError, given_costs, journal, numbers

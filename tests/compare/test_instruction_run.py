@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.run import plan_rank_comparison, run_rank_comparison
+from rankwise.compare.preview import plan_rank_comparison
+from rankwise.compare.run import run_rank_comparison
 from rankwise.records import RankComparison
 from tests.compare.runs import numbers
 from tests.models import CHAT_TEMPLATE, save_model, tiny_tokenizer

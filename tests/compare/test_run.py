@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan_rank_comparison, run_rank_comparison
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal

@@ -48,7 +48,7 @@ def test_a_gpu_that_is_lost_to_a_plan(config: ComparisonConfig, monkeypatch: pyt
     def lost(*arguments: object) -> None:
         raise RuntimeError(LOST)
 
-    monkeypatch.setattr("rankwise.compare.run.measure_costs", lost)
+    monkeypatch.setattr("rankwise.compare.preview.measure_costs", lost)
     with pytest.raises(RunError, match=r"^the device failed .*; run this again once it works$"):
         plan_rank_comparison(config)
 

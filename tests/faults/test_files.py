@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rankwise import ComparisonConfig, RunError, UserError, run_rank_comparison
-from rankwise.compare.run import Observer, Stage
+from rankwise.compare.observer import Observer, Stage
 from rankwise.train.loop import StepReport
 from tests.compare.runs import KilledError, numbers
 

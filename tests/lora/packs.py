@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.lora.attach import State, attached, initial_state
 from rankwise.records import Trial

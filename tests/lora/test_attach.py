@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached, initial_state
 from rankwise.records import Trial

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.base.load import Blocks
+from rankwise.base.model import Blocks
 from rankwise.lora import frozen
 from rankwise.lora.frozen import FrozenLinear, frozen_linears, worth_blocks
 

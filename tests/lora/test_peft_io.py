@@ -15,7 +15,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID
 from rankwise.errors import UserError

@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from rankwise.base import quantize
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.quantize import Quantization, frozen_weight, stored_bytes
 from rankwise.base.shapes import match_targets
 from rankwise.errors import UserError

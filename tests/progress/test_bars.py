@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from tqdm.auto import tqdm
 
-from rankwise.compare.run import Stage
+from rankwise.compare.observer import Stage
 from rankwise.progress import bars, tqdm_bars
 from tests.progress.events import FIRST_PACK, SECOND_LEG, SECOND_PACK
 

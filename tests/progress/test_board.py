@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rankwise.compare.run import Stage
+from rankwise.compare.observer import Stage
 from rankwise.progress.board import Board, Row
 from rankwise.records import Evaluation
 from rankwise.train.loop import StepReport

@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.quantize import frozen_weight
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import initial_state

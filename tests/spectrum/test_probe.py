@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.validity.plants import Sizes, frozen_transformer, headless, planted_task
 from benchmarks.validity.plants import targets_of as taught
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared

@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch.nn import functional
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
 from rankwise.tasks.task import collate

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.records import Trial
 from rankwise.train.cost import PeakMemory, measure_costs

@@ -14,7 +14,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached, initial_state

@@ -10,16 +10,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -30,63 +28,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rankwise.base.first_token import compute_first_token_only_if_alike
-from rankwise.base.quantize import Quantization, quantization_config, stored_bytes
-from rankwise.base.shapes import head_modules, model_positions, require_causal, require_classifier, within
+from rankwise.base.model import DTYPES, BaseModel, describe_base, trained_modules
+from rankwise.base.quantize import Quantization, quantization_config
+from rankwise.base.shapes import require_causal, require_classifier
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
-
-
-class Blocks(NamedTuple):
-    """A frozen weight in both directions, laid out for this machine's products."""
-
-    weight: Tensor
-    transposed: Tensor
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A frozen model and what the rest of the house must know of it.
-
-    `trained_modules` are the linear layers trained in full beside every adapter: what the checkpoint
-    did not contain (`fresh_modules`: a head, a BERT pooler) and the heads that PEFT always trains;
-    `trained_shapes` are their parameters by name. A language model (`causal`) has none; `plain_head` says that its
-    logits are its output layer's product and nothing more. `dtype` is what is computed in, and that of all weights
-    that `quantize` leaves as they are.
-    `revision` pins the weights: the hub's commit, or a SHA-256 over a local directory's weights. `blocks` are copies of
-    linear layers' weights, made when they are first trained beside.
-    """
-
-    name: str
-    revision: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    dtype: Literal["float32", "bfloat16"]
-    trained_modules: tuple[str, ...]
-    fresh_modules: frozenset[str]
-    trained_shapes: Mapping[str, tuple[int, ...]]
-    causal: bool
-    plain_head: bool = False
-    quantize: Quantization = "none"
-    blocks: WeakKeyDictionary[nn.Module, Blocks] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
-
-    @property
-    def stored_as(self) -> str:
-        """How the frozen linear layers are stored, in a word."""
-        return self.dtype if self.quantize == "none" else self.quantize
-
-    @property
-    def bytes(self) -> int:
-        """Storage of the weights as loaded."""
-        return stored_bytes(self.model)
-
-    @property
-    def blocks_bytes(self) -> int:
-        """Storage of the weights' copies in blocks."""
-        return sum(copy.numel() * copy.element_size() for blocks in self.blocks.values() for copy in blocks)
 
 
 def pick_device(choice: str) -> torch.device:
@@ -189,7 +137,7 @@ def load_base(
         else:
             # What is trained in full is not quantised, and a first look tells what that is.
             shapes, fresh = loaded(device_map="meta")
-            kept = _trained_modules(shapes, fresh)
+            kept = trained_modules(shapes, fresh)
             how = quantization_config(quantize, shapes, kept, DTYPES[chosen_dtype])
             model, _ = loaded(quantization_config=how, device_map={"": chosen_device})
     base = describe_base(
@@ -209,50 +157,6 @@ def load_base(
         return base
     _check_causality(base)
     return replace(base, plain_head=_has_plain_head(base))
-
-
-def describe_base(
-    *,
-    name: str,
-    revision: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
-    dtype: Literal["float32", "bfloat16"],
-    fresh: frozenset[str],
-    causal: bool,
-) -> BaseModel:
-    """Freeze a model, which is changed in place, and find what is trained in full beside an adapter."""
-    model.requires_grad_(False)
-    remove_dropout(model)
-    model.train()
-    trained = _trained_modules(model, fresh)
-    return BaseModel(
-        name=name,
-        revision=revision,
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        trained_modules=trained,
-        fresh_modules=fresh,
-        trained_shapes={
-            f"{module}.{key}": tuple(parameter.shape)
-            for module in trained
-            for key, parameter in model.get_submodule(module).named_parameters()
-        },
-        causal=causal,
-    )
-
-
-def position_limit(base: BaseModel) -> int | None:
-    """The longest sequence that the model and its tokenizer allow; None where nothing limits it."""
-    known = [
-        limit
-        for limit in (model_positions(base.model), base.tokenizer.model_max_length)
-        if limit is not None and 0 < limit < 10**9
-    ]
-    return min(known, default=None)
 
 
 @torch.no_grad()
@@ -288,15 +192,6 @@ def _check_weights(directory: Path) -> None:
         raise UserError(f"model directory {directory} has {what} (model.safetensors is needed)")
 
 
-def _trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str, ...]:
-    heads = head_modules(model)
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False)) and (name in fresh or within(name, heads))
-    )
-
-
 def _check_checkpoint(
     name: str | Path, model: PreTrainedModel, fresh: frozenset[str], trained: tuple[str, ...], *, causal: bool
 ) -> None:
@@ -315,18 +210,6 @@ def _check_checkpoint(
             f"model {name} would need {', '.join(other)} trained in full beside an adapter, because its weights lack "
             "them or they belong to its head: only linear layers can be"
         )
-
-
-def remove_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout probability to 0, in place."""
-    for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-        # Attention functions read attributes such as `attention_dropout`, from the module or its configuration.
-        for holder in (module, getattr(module, "config", None)):
-            for attribute, value in vars(holder).items() if holder is not None else ():
-                if "drop" in attribute and isinstance(value, float):
-                    setattr(holder, attribute, 0.0)
 
 
 def _model_hash(directory: Path) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.compare.config import ComparisonConfig, read_config_file
+from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config_file import read_config_file
 
 
 def options_from_config(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:

@@ -70,7 +70,7 @@ def probe(
 
     from rankwise.cli.output import print_json
     from rankwise.cli.progress import watched
-    from rankwise.compare.run import Stage
+    from rankwise.compare.observer import Stage
     from rankwise.report.probe import probe_table
     from rankwise.spectrum.probe import probe_ranks
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.run import Observer, Stage
+from rankwise.compare.observer import Observer, Stage
 from rankwise.compare.training import Planned
 from rankwise.progress.board import Board, Row
 from rankwise.report.text import DASH, nll_text

@@ -59,7 +59,7 @@ def resize(
     """
     from rankwise.cli.output import print_json
     from rankwise.cli.progress import watched
-    from rankwise.compare.run import Stage
+    from rankwise.compare.observer import Stage
     from rankwise.spectrum.resize import resize_adapter
 
     with watched() as observe:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rankwise.cli.output import ignore_interrupts, print_json
 from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.run import new_run, plan_rank_comparison, run_rank_comparison
+from rankwise.compare.preview import plan_rank_comparison
+from rankwise.compare.run import new_run, run_rank_comparison
 from rankwise.errors import UserError
 from rankwise.records import RankComparison
 from rankwise.report.plan import plan_table

@@ -24,13 +24,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.differences import Description, differences
 from rankwise.compare.journal import Journal
 from rankwise.durable import digest, write_directory, write_file
 from rankwise.errors import RunError, UserError, shortened
@@ -40,8 +40,6 @@ from rankwise.tasks.files import check_unpacked
 if TYPE_CHECKING:
     from rankwise.tasks.task import Split
 
-Description: TypeAlias = dict[str, Any]
-
 SCORES = "scores.parquet"  # of the test examples
 RETAINED = "retained.parquet"  # of the retained texts
 
@@ -49,14 +47,6 @@ RETAINED = "retained.parquet"  # of the retained texts
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _BEFORE_A_RUN = ("run.lock", ".comparison.partial.json")  # what a kill leaves where it comes before the description
-
-_MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
-_MAY_DIFFER = (
-    *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
-    *("trust_remote_code", "pack_size", "full_learning_rates", "report_to"),  # these change no trial's numbers
-    *("backend", "address"),  # where it is trained does neither
-    *("metric", "keep", "margin", "budget"),  # nor do these; they change the answer, and how far escalate goes
-)
 
 
 class RunDirectory:
@@ -163,17 +153,16 @@ class RunDirectory:
         if file.is_file():
             try:
                 there = json.loads(file.read_text(encoding="utf-8"))
-                differences = _differences(there, description, test)
+                found = differences(there, description, test)
                 kept = {key: there[key] for key in ("versions", "hardware")}
                 json.dumps(kept, ensure_ascii=False).encode()
             except DAMAGE as error:
                 raise RunError(
                     f"{file} is damaged ({_reason(error)}); restore it from a copy, or start a new run"
                 ) from error
-            if differences:
+            if found:
                 raise UserError(
-                    f"run directory {self.path} belongs to another comparison: {'; '.join(differences)}; "
-                    "choose another --run"
+                    f"run directory {self.path} belongs to another comparison: {'; '.join(found)}; choose another --run"
                 )
             description = description | kept
         write_json(file, description)
@@ -308,43 +297,3 @@ def _digest(table: pd.DataFrame) -> str:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
-
-
-def _differences(there: Description, here: Description, test: Split) -> list[str]:
-    """What forbids going on, a phrase each."""
-    found = []
-    for name, value in here["config"].items():
-        # An option that the run was begun without did not exist.
-        old = there["config"].get(name, ComparisonConfig.default(name))
-        if name in _MAY_DIFFER or value == old:
-            continue
-        label = name.replace("_", "-")
-        if name in _MAY_GROW:
-            if not _grown(old, value):
-                found.append(f"{label} is {_shown(old)} there, and {_shown(value)} does not contain that")
-        else:
-            found.append(f"{label} is {_shown(old)} there and {_shown(value)} here")
-    for name, value in here["model"].items():
-        if value != there["model"][name]:
-            found.append(f"the model's {name} is {_shown(there['model'][name])} there and {_shown(value)} here")
-    for split in ("train", "validation"):
-        if there["data"][split] != here["data"][split]:
-            found.append(f"the {split} data differ")
-    seen = there["data"]["test"]["examples"]
-    if seen > len(test) or test.fingerprint(first=seen) != there["data"]["test"]["sha256"]:
-        found.append("the test data differ")
-    return found
-
-
-def _grown(old: Any, new: Any) -> bool:
-    if isinstance(old, Sequence):
-        return set(old) <= set(new)
-    if old is None or new is None:
-        return old is new
-    return bool(new >= old)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return ",".join(map(str, value))[:200] if isinstance(value, list) else " ".join(str(value)[:200].split())

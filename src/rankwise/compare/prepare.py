@@ -12,11 +12,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rankwise.base.load import BaseModel, load_base, load_tokenizer, position_limit
+from rankwise.base.load import load_base, load_tokenizer
+from rankwise.base.model import BaseModel, position_limit
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.base.source import EMBEDDED_LM
 from rankwise.compare.config import BUILT_IN, ComparisonConfig
-from rankwise.compare.directory import Description
+from rankwise.compare.differences import Description
 from rankwise.compare.plan import MOST_TRIALS
 from rankwise.compare.schedule import most_rates
 from rankwise.embedded import ensure_embedded_lm

@@ -23,7 +23,8 @@ import numpy as np
 import ray
 import torch
 
-from rankwise.base.load import BaseModel, load_base
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
 from rankwise.base.quantize import Quantization
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.plan import PlannedPack

@@ -6,10 +6,9 @@ one that is new take the same way.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,43 +23,26 @@ from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import Grown, grow
 from rankwise.compare.journal import Journal, validation_baseline
+from rankwise.compare.observer import Observer, Stage, ignore
 from rankwise.compare.page import write_page
-from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
 from rankwise.compare.results import Choice, choose
-from rankwise.compare.schedule import Schedule, most_rates, steps_per_seed
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
-from rankwise.compare.training import Planned, pack_size, step_costs, train
+from rankwise.compare.training import Planned, step_costs, train
 from rankwise.errors import RunError, UserError
-from rankwise.records import Baseline, ComparisonPlan, RankComparison, Recommendation
-from rankwise.train.cost import StepCost, measure_costs
+from rankwise.records import Baseline, RankComparison, Recommendation
+from rankwise.train.cost import StepCost
 from rankwise.train.failure import device_failure_told
 from rankwise.train.heap import out_of_memory_told
 from rankwise.train.loop import StepReport
 
-
-@dataclass(frozen=True)
-class Stage:
-    """The comparison turns to something else; `text` says to what, `share` how much of it is done, of 1."""
-
-    text: str
-    share: float | None = None
-
-
-Observer = Callable[[Stage | Planned | StepReport | Workers], None]
-
-
 _GROWN = ("ranks", "learning_rates", "seeds", "examples")  # with more of any of these, a decision is another look
 
 
-def _ignore(event: object) -> None:
-    return None
-
-
 def run_rank_comparison(
-    config: ComparisonConfig, *, run: Path | str | None = None, resume: bool = False, observe: Observer = _ignore
+    config: ComparisonConfig, *, run: Path | str | None = None, resume: bool = False, observe: Observer = ignore
 ) -> RankComparison:
     """Train every rank, learning rate and seed; choose each rank's learning rate on validation; score test.
 
@@ -288,48 +270,6 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
         ) from error
     except UserError as error:
         raise RunError(f"{error}; restore it from a copy, or start a new run") from error
-
-
-def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = _ignore) -> ComparisonPlan:
-    """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
-    with device_failure_told("run this again once it works"), _memory_told():
-        prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
-        observe(Stage("timing a few steps of each rank"))
-        first = prepared.as_grid(config.first_ranks)
-        costs = {cost.rank: cost for cost in measure_costs(*first.cost_arguments)}
-    rungs = prepared.settings.rungs
-    leg = Schedule(first.config, rungs, rank_0_nll=math.inf).next_leg({})
-    assert leg is not None
-    packs = plan_packs(leg, pack_size(first, costs), first=0)
-    peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
-    peak = (
-        prepared.base.bytes
-        + prepared.base.blocks_bytes
-        + max(sum((costs[trial.rank].peak_bytes or 0) - prepared.base.bytes for trial in pack.trials) for pack in packs)
-    )
-    a_step = (
-        len(config.scalings) * config.seeds * sum(cost.seconds for cost in costs.values())
-    )  # of every curve and seed
-    more = [f"bases: these figures are of {prepared.base.stored_as}, the first"] if len(config.each_base) > 1 else []
-    return ComparisonPlan(
-        trials=len(leg.trials),
-        packs=len(packs),
-        steps=prepared.settings.steps,
-        peak_memory_bytes=peak if peaks else None,
-        disk_bytes=disk_bytes(prepared),
-        training_seconds=a_step * steps_per_seed(len(config.learning_rates), rungs),
-        training_seconds_at_most=a_step * most_rates(config) * rungs[-1],
-        notes=(*prepared.notes, *_note_on_start(config), *more),
-    )
-
-
-def _note_on_start(config: ComparisonConfig) -> list[str]:
-    if config.strategy == "grid":
-        return []
-    start = " and ".join(map(str, config.first_ranks))
-    return [
-        f"strategy {config.strategy}: these figures are of rank {start} to start with; others depend on the results"
-    ]
 
 
 def new_run() -> Path:

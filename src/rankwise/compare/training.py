@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.backends import Backend, Job, PackOutOfMemoryError, WorkerLost, Workers
 from rankwise.compare.directory import RunDirectory

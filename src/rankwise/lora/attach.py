@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from rankwise.base.load import DTYPES, BaseModel
+from rankwise.base.model import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.frozen import FrozenLinear, frozen_linears
 from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankwise.base.load import Blocks
+from rankwise.base.model import Blocks
 from rankwise.base.quantize import frozen_weight
 
 _MOST_BYTES = 2**30  # of all copies together

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rankwise.base.load import BaseModel, position_limit
+from rankwise.base.model import BaseModel, position_limit
 from rankwise.base.shapes import LinearLayer
 
 

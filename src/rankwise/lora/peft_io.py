@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer, head_modules, is_named, within
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID, locate
 from rankwise.durable import write_directory

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.first_token import compute_first_token_only, computes_first_token_only
-from rankwise.base.load import DTYPES, BaseModel, describe_base, remove_dropout
+from rankwise.base.model import DTYPES, BaseModel, describe_base, remove_dropout
 from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached

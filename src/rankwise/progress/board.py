@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.run import Stage
+from rankwise.compare.observer import Stage
 from rankwise.compare.training import Planned
 from rankwise.records import Trial
 from rankwise.report.text import seconds_text

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.run import Observer, Stage
+from rankwise.compare.observer import Observer, Stage
 from rankwise.compare.training import Planned
 from rankwise.progress.board import Board
 from rankwise.report.text import nll_text

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import State, attached, factor_names
 from rankwise.lora.packed import generator_for

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from peft import PeftModel
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.decide.interval import over_examples
 from rankwise.errors import RunError, UserError
 from rankwise.records import Measured, Scores

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.base.load import BaseModel, load_tokenizer
+from rankwise.base.load import load_tokenizer
+from rankwise.base.model import BaseModel
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import base_for, model_of
 from rankwise.errors import RunError, UserError, shortened

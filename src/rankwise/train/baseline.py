@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.errors import UserError
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Baseline, Scores

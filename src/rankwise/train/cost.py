@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import attached
 from rankwise.records import Trial

@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from rankwise.base.load import DTYPES, BaseModel
+from rankwise.base.model import DTYPES, BaseModel
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Evaluation, Scores, TrialStatus
 from rankwise.tasks.task import Task, training_rows

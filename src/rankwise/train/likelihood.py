@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.tasks.task import Batch, Learned
 
 _LOGITS = 2**25  # at most so many at once

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.base.load import BaseModel
+from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached
 from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus

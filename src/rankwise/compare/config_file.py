@@ -1,0 +1,55 @@
+"""The options of a comparison from a YAML file, which may come from somebody else."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import UserError, shortened
+
+_LONGEST, _MOST_OPEN = 100_000, 50
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The options in a YAML file; data files in it are found from where it lies."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        # PyYAML's time grows with the square of the brackets that are open.
+        if len(text) > _LONGEST or _most_open(text) > _MOST_OPEN:
+            raise ValueError("a configuration is no longer than 100,000 characters, and no nest of brackets")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
+    except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold options, one `name: value` a line")
+    if not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
+    # A file may have come from somebody else; what runs their code is the user's own word.
+    if values.get("trust-remote-code") or values.get("trust_remote_code"):
+        raise UserError(f"{path}: trust-remote-code is for the command line alone: read that code, then give it there")
+    for name in ("train", "validation", "test", "retain"):
+        value = values.get(name)
+        if not (value is None or isinstance(value, str)):
+            raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
+        if value is not None and _is_file(path.parent / value):
+            values[name] = str(path.parent / value)
+    return values
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file could have
+        return False
+
+
+def _most_open(text: str) -> int:
+    """The most brackets that are open at once, whatever they stand in."""
+    steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
+    return max(accumulate(steps), default=0)

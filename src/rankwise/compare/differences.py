@@ -1,0 +1,61 @@
+"""In what two descriptions of a run (its comparison.json) differ, beyond what a run may be extended by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rankwise.compare.config import ComparisonConfig
+
+if TYPE_CHECKING:
+    from rankwise.tasks.task import Split
+
+Description: TypeAlias = dict[str, Any]
+
+_MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples")
+_MAY_DIFFER = (
+    *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
+    *("trust_remote_code", "pack_size", "full_learning_rates", "report_to"),  # these change no trial's numbers
+    *("backend", "address"),  # where it is trained does neither
+    *("metric", "keep", "margin", "budget"),  # nor do these; they change the answer, and how far escalate goes
+)
+
+
+def differences(there: Description, here: Description, test: Split) -> list[str]:
+    """What forbids that the run that is there goes on as this one, a phrase each."""
+    found = []
+    for name, value in here["config"].items():
+        # An option that the run was begun without did not exist.
+        old = there["config"].get(name, ComparisonConfig.default(name))
+        if name in _MAY_DIFFER or value == old:
+            continue
+        label = name.replace("_", "-")
+        if name in _MAY_GROW:
+            if not _grown(old, value):
+                found.append(f"{label} is {_shown(old)} there, and {_shown(value)} does not contain that")
+        else:
+            found.append(f"{label} is {_shown(old)} there and {_shown(value)} here")
+    for name, value in here["model"].items():
+        if value != there["model"][name]:
+            found.append(f"the model's {name} is {_shown(there['model'][name])} there and {_shown(value)} here")
+    for split in ("train", "validation"):
+        if there["data"][split] != here["data"][split]:
+            found.append(f"the {split} data differ")
+    seen = there["data"]["test"]["examples"]
+    if seen > len(test) or test.fingerprint(first=seen) != there["data"]["test"]["sha256"]:
+        found.append("the test data differ")
+    return found
+
+
+def _grown(old: Any, new: Any) -> bool:
+    if isinstance(old, Sequence):
+        return set(old) <= set(new)
+    if old is None or new is None:
+        return old is new
+    return bool(new >= old)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return ",".join(map(str, value))[:200] if isinstance(value, list) else " ".join(str(value)[:200].split())
