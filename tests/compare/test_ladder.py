@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise import ComparisonConfig, RankComparison, plan_rank_comparison, run_rank_comparison
+from rankwise.compare.answer import judge
 from rankwise.compare.cut import cut, in_order
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.compare.journal import Journal
 from rankwise.compare.ladder import next_step
 from rankwise.compare.prepare import prepare
-from rankwise.decide.verdict import Margin
+from rankwise.decide.verdict import Decision, Margin
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import read_adapter
 from rankwise.records import Baseline, Trial
@@ -35,17 +36,25 @@ def of(loss: float, spread: float = 0.0) -> Evidence:
 
 
 def walk(
-    cut: Mapping[int, float], trained: Mapping[int, Evidence | None], ranks: Sequence[int] = RANKS
+    cut: Mapping[int, float],
+    trained: Mapping[int, Evidence | None],
+    ranks: Sequence[int] = RANKS,
+    *,
+    shown: bool = False,
 ) -> tuple[list[int], Step, str]:
-    """The ranks in the order in which they are trained after the largest, the last step, and the way in words."""
+    """The ranks in the order in which they are trained after the largest, the last step, and the way in words.
+
+    `shown` is what test says, which may be asked once.
+    """
     evidence = {ranks[-1]: trained[ranks[-1]]}
     order: list[int] = []
-    steps = [next_step(ranks, cut, evidence, SCALE)]
+    steps = [next_step(ranks, cut, evidence, SCALE, lambda rank: shown)]
     while (rank := steps[-1].rank) is not None:
         assert rank not in evidence
         order.append(rank)
         evidence = dict(sorted((evidence | {rank: trained[rank]}).items()))
-        steps.append(next_step(ranks, cut, evidence, SCALE))
+        asked = any(step.looked for step in steps)
+        steps.append(next_step(ranks, cut, evidence, SCALE, None if asked else lambda rank: shown))
     return order, steps[-1], path_text(steps)
 
 
@@ -89,22 +98,33 @@ def test_a_rank_that_cannot_be_told_apart_is_noise_and_the_next_larger_is_traine
     assert (order, last.stopped) == ([4, 8], "noise")
 
 
-def test_where_a_rank_and_its_cut_lose_no_more_on_average_test_decides_on_it() -> None:
+def test_test_is_asked_where_validation_cannot_tell() -> None:
     trained = losses(0.405, 0.4, 0.4, 0.4, 0.4) | {2: of(0.405, spread=0.1)}
-    order, last, path = walk({2: 0.41, 4: 0.4, 8: 0.4, 16: 0.4}, trained)
-    assert (order, last.stopped) == ([2], "noise")
-    assert path.endswith("neither 2, on average, nor 32 cut to it loses more than the margin → stop: noise")
+    cut = {2: 0.41, 4: 0.4, 8: 0.4, 16: 0.4}
+    order, last, path = walk(cut, trained, shown=True)
+    assert (order, last) == ([2], Step(last.found, None, "plateau", looked=True))
+    assert path.endswith("but test shows that 2 suffices → stop: plateau")
+    order, last, path = walk(cut, trained, shown=False)
+    assert (order, last.stopped, last.looked) == ([2, 4], "noise", False)
+    assert "nor does test show that 2 suffices → 4 and 32 agree" in path
+
+
+def test_test_is_asked_once() -> None:
+    trained = {rank: of(0.4, spread=0.1) for rank in RANKS}
+    order, _, path = walk(dict.fromkeys(RANKS[:-1], 0.4), trained)
+    assert order == [2, 4, 8, 16]
+    assert path.count("nor does test show") == 1
 
 
 @pytest.mark.parametrize(("of_the_cut", "of_the_mean"), [(0.4, 0.411), (0.411, 0.4)])
-def test_it_climbs_where_either_loses_more(of_the_cut: float, of_the_mean: float) -> None:
+def test_test_is_not_asked_where_a_cut_or_a_mean_loses_more(of_the_cut: float, of_the_mean: float) -> None:
     trained = losses(0.6, 0.6, 0.6, 0.402, 0.4) | {8: of(of_the_mean, spread=0.1)}
-    order, last, _ = walk({2: 0.6, 4: 0.6, 8: of_the_cut, 16: 0.4}, trained)
+    order, last, _ = walk({2: 0.6, 4: 0.6, 8: of_the_cut, 16: 0.4}, trained, shown=True)
     assert (order, last.stopped) == ([8, 16] if of_the_cut > 0.41 else [4, 8, 16], "noise")
 
 
 def test_without_the_largest_rank_there_is_nothing_to_cut() -> None:
-    step = next_step(RANKS, {}, {32: None}, SCALE)
+    step = next_step(RANKS, {}, {32: None}, SCALE, None)
     assert step == Step(("32 has no learning rate at which every seed trains",), None, "noise")
 
 
@@ -222,6 +242,55 @@ def test_killed_anywhere_a_run_ends_with_the_same_numbers(
     run_rank_comparison(config, run=run, resume=True)
     assert numbers(run) == numbers(finished.run)
     assert len(journal(run, "cut")) == 1
+
+
+@pytest.fixture
+def unclear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation can tell no rank from the largest."""
+    monkeypatch.setattr("rankwise.compare.ladder.weigh", lambda rank, *others: ("unclear", f"{rank} is unclear"))
+
+
+def test_a_rank_that_test_does_not_show_to_suffice_is_followed_by_larger_ones(
+    unclear: None, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_rank_comparison(config, run=tmp_path / "whole")
+    assert [experiment.rank for experiment in whole.experiments] == [1, 2, 4]
+    assert [step["looked"] for step in journal(whole.run, "ladder")] == [False, True, False]
+    assert any(note.startswith("test was looked at once on the way") for note in whole.notes)
+    scored = [trial for event in journal(whole.run, "scored") for trial in event["trials"]]
+    assert len(scored) == len(set(scored)) == 6
+
+    append = Journal.append
+
+    def kill(self: Journal, event: str, **values: Any) -> None:
+        append(self, event, **values)
+        if event == "scored":
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", kill)
+        with pytest.raises(KilledError):
+            run_rank_comparison(config, run=tmp_path / "killed")
+    run_rank_comparison(config, run=tmp_path / "killed", resume=True)
+    assert numbers(tmp_path / "killed") == numbers(whole.run)
+
+
+def test_a_rank_that_test_shows_to_suffice_is_the_last(
+    unclear: None, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def sure(*arguments: Any) -> Decision:
+        decision = judge(*arguments[:4])
+        asked.append(arguments[4])
+        return replace(decision, verdicts=tuple(replace(one, verdict="sufficient") for one in decision.verdicts))
+
+    monkeypatch.setattr("rankwise.compare.growth.judge", sure)
+    run = run_rank_comparison(config, run=tmp_path / "run")
+    assert asked == [0.99]
+    assert [experiment.rank for experiment in run.experiments] == [1, 4]
+    assert run.recommendation.stopped == "plateau"
+    assert not any(note.startswith("test was looked at") for note in run.notes)
 
 
 def test_more_seeds_and_ranks_extend_it(finished: RankComparison, config: ComparisonConfig, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from rankwise.records import (
     StopReason,
     Trial,
 )
+from rankwise.tasks.task import Task
 
 _OF_CLASSES = {"macro_f1": macro_f1, "mcc": matthews}
 
@@ -39,6 +40,10 @@ class TestData:
     labels: np.ndarray
     classes: int
     groups: np.ndarray | None
+
+    @classmethod
+    def of(cls, task: Task) -> TestData:
+        return cls(task.test.labels, len(task.labels), task.test.groups)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -97,7 +102,7 @@ def answer(
         notes.append(f"rank {without}: a test loss is not finite, so it takes no part in the decision")
     if not finite or not np.isfinite(baseline.nll).all():
         raise RunError("test losses are not finite at any rank, or at rank 0: start again with --dtype float32")
-    decision = _judge(choice, finite, baseline, data)
+    decision = judge(choice, finite, baseline, data)
     verdicts = {verdict.rank: verdict for verdict in decision.verdicts}
     rows = []
     for rank, of in scores.items():
@@ -149,7 +154,14 @@ def _simultaneous(metric: Metric, scores: Scores, data: TestData, ranks: int) ->
     return max(0.0, limits.low), min(1.0, limits.high)
 
 
-def _judge(choice: Choice, scores: Mapping[int, Scores], baseline: Scores, data: TestData) -> Decision:
+def judge(
+    choice: Choice,
+    scores: Mapping[int, Scores],
+    baseline: Scores,
+    data: TestData,
+    confidence: float = CONFIDENCE,
+) -> Decision:
+    """The verdicts on ranks by their finite scores, in the metric that decides."""
     of_nll = choice.config.metric == "nll"
 
     def losses(of: Scores) -> np.ndarray:
@@ -166,6 +178,7 @@ def _judge(choice: Choice, scores: Mapping[int, Scores], baseline: Scores, data:
         margin=Margin(choice.config.keep, choice.config.margin),
         groups=data.groups,
         validation=np.array(curves),
+        confidence=confidence,
     )
 
 

@@ -1,6 +1,7 @@
 """What training and validation say of ranks, how two are told apart by it, and the steps that rest on it. Pure.
 
-Decided on training and validation alone; the test split is left for the answer, on the ranks that were trained.
+Decided on training and validation alone; the test split is left for the answer, on the ranks that were trained, but
+for the one look that a ladder may take.
 Two ranks are told apart by the mean over seeds of their paired difference in validation loss, and only where both its
 one-sided limits lie on the same side of the margin.
 """
@@ -124,11 +125,15 @@ def weigh(
 
 @dataclass(frozen=True)
 class Step:
-    """The rank to train next, or why none is; `found` are the sentences that it rests on."""
+    """The rank to train next, or why none is; `found` are the sentences that it rests on.
+
+    `looked` tells whether the test split was asked for it.
+    """
 
     found: tuple[str, ...]
     rank: int | None
     stopped: StopReason | None
+    looked: bool = False
 
 
 def path_text(steps: Sequence[Step]) -> str:

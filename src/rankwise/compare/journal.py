@@ -136,7 +136,7 @@ _TRIAL = {
     "seed": _whole,
 }
 _STEP = {"basis": lambda value: isinstance(value, dict), "budget": _or_none(_figure), "found": _several(_text)}
-_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text)}
+_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": lambda value: isinstance(value, bool)}
 
 # What each event must hold, whoever wrote it: a checksum tells damage, not malice.
 _FIELDS: dict[str, dict[str, Check]] = {

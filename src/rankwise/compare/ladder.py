@@ -2,26 +2,36 @@
 
 A cut adapter is a hint: training at its rank mostly does better than cutting to it. So the ranks that the answer is
 about are trained, from the one below the knee on: down while ranks suffice, up while they do not. They are told apart
-as evidence.py says. Where the data cannot tell a rank from the largest, larger ones would be no clearer: if its cut and
-its own mean both lose no more than the margin, the test split decides on it.
+as evidence.py says.
+
+Where validation cannot tell a rank from the largest, larger ones are mostly no clearer. So if its cut and its own mean
+both lose no more than the margin, the test split is asked, once and at a stricter confidence: if it shows that the rank
+suffices, no larger one needs to be trained. A second look would err on top of the answer; this one does so rarely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 from rankwise.compare.evidence import Evidence, Outcome, Scale, Step, weigh
 
+LOOK_CONFIDENCE = 0.99  # of the limit by which test shows it
+
 
 def next_step(
-    ranks: Sequence[int], cut: Mapping[int, float], evidence: Mapping[int, Evidence | None], scale: Scale
+    ranks: Sequence[int],
+    cut: Mapping[int, float],
+    evidence: Mapping[int, Evidence | None],
+    scale: Scale,
+    shown_by_test: Callable[[int], bool] | None,
 ) -> Step:
     """From the largest rank, cut to the smaller ones, and the ranks trained so far to the next one.
 
     `ranks` ascend, the largest and at least one more. `cut` are the mean losses on validation of the largest rank's
     trials, cut to each smaller rank; `evidence` has the largest rank and those trained since, None for a rank without a
-    learning rate at which every seed trains.
+    learning rate at which every seed trains. `shown_by_test` tells of a rank whether test shows that it suffices; None
+    where it was asked on the way to these ranks.
     """
     *smaller, largest = ranks
     best = evidence[largest]
@@ -34,11 +44,16 @@ def next_step(
     for rank in sorted(evidence.keys() & smaller):
         outcomes[rank], sentence = weigh(rank, largest, evidence, scale)
         found.append(sentence)
+    looked = False
     for rank, outcome in outcomes.items():
         mine = evidence[rank]
-        if outcome == "unclear" and mine is not None and max(losses[rank], mine.loss - best.loss) <= delta:
-            found.append(f"neither {rank}, on average, nor {largest} cut to it loses more than the margin")
-            return Step(tuple(found), None, "noise")
+        promising = mine is not None and max(losses[rank], mine.loss - best.loss) <= delta
+        if outcome == "unclear" and promising and shown_by_test is not None and not looked:
+            looked = True
+            if shown_by_test(rank):
+                found.append(f"but test shows that {rank} suffices")
+                return Step(tuple(found), None, "plateau", looked)
+            found.append(f"nor does test show that {rank} suffices")
     lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
     below = [rank for rank in smaller if rank < lowest]
     failed = [rank for rank in below if rank in outcomes]
@@ -46,10 +61,10 @@ def next_step(
     if left:
         start = max((rank for rank in smaller if rank < knee(ranks, losses, delta)), default=smaller[0])
         rank = left[0] if failed else min(left[-1], start)
-        return Step(tuple(found), rank, None)
+        return Step(tuple(found), rank, None, looked)
     if failed and outcomes[failed[-1]] == "unclear":
-        return Step(tuple(found), None, "noise")
-    return Step(tuple(found), None, "no plateau" if lowest == largest else "plateau")
+        return Step(tuple(found), None, "noise", looked)
+    return Step(tuple(found), None, "no plateau" if lowest == largest else "plateau", looked)
 
 
 def knee(ranks: Sequence[int], losses: Mapping[int, float], delta: float) -> int:

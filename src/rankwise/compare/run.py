@@ -143,7 +143,7 @@ def _compare(
 
     full, notes_on_full = fine_tune_in_full(prepared, directory, journal, tell)
 
-    data, taken = _test_data(prepared), _taken(prepared, costs)
+    data, taken = TestData.of(prepared.task), _taken(prepared, costs)
     retained = prepared.task.retained
     before = None if retained is None else read_stacked(directory, [directory.baseline], RETAINED)
     answers = []
@@ -189,10 +189,6 @@ def _compare(
     write_json(directory.path / "recommendation.json", document["recommendation"])
     write_json(directory.path / "experiments.json", document)
     return comparison
-
-
-def _test_data(prepared: Prepared) -> TestData:
-    return TestData(prepared.task.test.labels, len(prepared.task.labels), prepared.task.test.groups)
 
 
 def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:
