@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.base.load import load_base
 from rankwise.base.model import Blocks
 from rankwise.lora import frozen
+from rankwise.lora.attach import attached
 from rankwise.lora.frozen import FrozenLinear, frozen_linears, worth_blocks
+from rankwise.records import Trial
+from tests.lora.packs import targets_of
+from tests.models import save_model
 
 
 def linear(d_in: int, d_out: int, *, bias: bool = True) -> nn.Linear:
@@ -81,3 +88,14 @@ def test_a_weight_is_laid_out_once_for_all_packs_of_a_base_model() -> None:
     frozen_linears(layers, kept)
     assert first.keys() == set(layers)
     assert all(kept[layer] is blocks for layer, blocks in first.items())
+
+
+@needs_blocks
+def test_a_base_model_keeps_its_copies_and_counts_them(tmp_path: Path) -> None:
+    save_model(tmp_path, "bert")
+    base = load_base(tmp_path, num_labels=2, device="cpu", dtype="bfloat16")
+    targets, before = targets_of(base), base.bytes
+    for seed in (0, 1):
+        with attached(base, [Trial(2, 2.0, False, 1e-3, seed)], targets):
+            assert base.blocks_bytes == 2 * sum(2 * target.weights for target in targets)
+    assert base.bytes == before
