@@ -91,6 +91,20 @@ def test_a_middle_rank_that_beats_the_reference_is_told() -> None:
     assert (decision.status, decision.rank) == ("resolved", 4)
 
 
+@pytest.mark.parametrize(("lead", "told"), [(1.02, True), (0.98, False)])
+def test_which_ranks_beat_the_reference_is_sure_for_all_of_them_together(lead: float, told: bool) -> None:
+    """Two ranks are held against the reference: each of their limits is 97.5 % sure, by Bonferroni's inequality."""
+    drawn = np.random.default_rng(0)
+    reference = drawn.normal(1.0, 0.1, (5, 200))
+    chance = drawn.normal(0.0, 0.1, (5, 200))
+    chance -= chance.mean()
+    limit = crossed_interval(chance, confidence=0.95).high  # both limits together; one alone is 97.5 % sure
+    assert limit is not None
+    better = reference - chance - lead * limit
+    decision = decide(np.stack([reference + 0.01 * chance, better, reference]), np.full(200, 2.0), ranks=(2, 4, 8))
+    assert (decision.better == (4,)) is told
+
+
 def test_a_margin_may_be_given_in_the_unit_of_the_losses() -> None:
     decision = decided((0.2, 0.04, 0.0, 0.0), margin=Margin(absolute=0.06))
     assert (decision.status, decision.rank, decision.margin) == ("resolved", 4, 0.06)
