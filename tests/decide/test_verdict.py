@@ -70,6 +70,22 @@ def test_few_data_leave_ranks_unresolved_and_not_small_ones_recommended() -> Non
     assert verdicts(decision) == ["unresolved", "unresolved", "unresolved", "sufficient"]
 
 
+@pytest.mark.parametrize(("what", "there", "of_all"), [("seeds", 5, (5, 1)), ("examples", 200, (1, 200))])
+def test_more_is_needed_to_show_a_rank_that_loses_half_of_the_margin(
+    what: str, there: int, of_all: tuple[int, int]
+) -> None:
+    drawn = np.random.default_rng(1)
+    chance = drawn.normal(0.0, 1.0, of_all) + drawn.normal(0.0, 0.1, (5, 200))
+    reference = drawn.normal(1.0, 0.1, (5, 200))
+    limit = crossed_interval(chance, confidence=0.9).high
+    assert limit is not None
+    losses = np.stack([reference + chance - chance.mean(), reference])
+    margin = 0.9 * (limit - chance.mean())
+    needed = decide(losses, np.full(200, 20.0), ranks=(4, 8), margin=Margin(absolute=margin)).needed
+    assert needed is not None
+    assert there < getattr(needed, what) < getattr(needed, f"{what}_if_half_lost")
+
+
 def test_nothing_below_an_unresolved_rank_is_called_sufficient() -> None:
     losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0, 0.0, 0.0))
     losses[2] += 0.2 * np.random.default_rng(1).normal(size=(5, 1))  # seeds that differ wildly at rank 8
