@@ -52,6 +52,11 @@ def test_a_next_rank_that_underfits_asks_for_a_larger_one() -> None:
     assert verdicts(decision) == ["underfits", "underfits", "underfits", "sufficient"]
 
 
+def test_two_ranks_of_which_the_smaller_underfits_ask_for_a_larger_one() -> None:
+    losses, baseline = comparison(np.random.default_rng(0), (0.2, 0.0))
+    assert decide(losses, baseline, ranks=(4, 8)).status == "not_plateaued"
+
+
 def test_nothing_learnt_is_no_answer_about_ranks() -> None:
     decision = decided((0.0, 0.0, 0.0, 0.0), gain=0.0)
     assert (decision.status, decision.rank, decision.margin) == ("no_gain", None, None)
@@ -108,17 +113,20 @@ def test_a_middle_rank_that_beats_the_reference_is_told() -> None:
 
 
 @pytest.mark.parametrize(("lead", "told"), [(1.02, True), (0.98, False)])
-def test_which_ranks_beat_the_reference_is_sure_for_all_of_them_together(lead: float, told: bool) -> None:
-    """Two ranks are held against the reference: each of their limits is 97.5 % sure, by Bonferroni's inequality."""
+@pytest.mark.parametrize(("others", "alone"), [(1, 0.95), (2, 0.975)])
+def test_which_ranks_beat_the_reference_is_sure_for_all_of_them_together(
+    lead: float, told: bool, others: int, alone: float
+) -> None:
+    """Of two ranks that are held against the reference each limit is 97.5 % sure, by Bonferroni's inequality."""
     drawn = np.random.default_rng(0)
     reference = drawn.normal(1.0, 0.1, (5, 200))
     chance = drawn.normal(0.0, 0.1, (5, 200))
     chance -= chance.mean()
-    limit = crossed_interval(chance, confidence=0.95).high  # both limits together; one alone is 97.5 % sure
+    limit = crossed_interval(chance, confidence=2 * alone - 1).high
     assert limit is not None
-    better = reference - chance - lead * limit
-    decision = decide(np.stack([reference + 0.01 * chance, better, reference]), np.full(200, 2.0), ranks=(2, 4, 8))
-    assert (decision.better == (4,)) is told
+    losses = [reference - chance - lead * limit, reference + 0.01 * chance, reference]
+    decision = decide(np.stack([losses[0], *losses[3 - others :]]), np.full(200, 2.0), ranks=(2, 4, 8)[: others + 1])
+    assert (decision.better == (2,)) is told
 
 
 def test_a_margin_may_be_given_in_the_unit_of_the_losses() -> None:
