@@ -44,16 +44,18 @@ def next_step(
     for rank in sorted(evidence.keys() & smaller):
         outcomes[rank], sentence = weigh(rank, largest, evidence, scale)
         found.append(sentence)
+    promising = [
+        rank
+        for rank, mine in evidence.items()
+        if mine is not None and outcomes.get(rank) == "unclear" and max(losses[rank], mine.loss - best.loss) <= delta
+    ]
     looked = False
-    for rank, outcome in outcomes.items():
-        mine = evidence[rank]
-        promising = mine is not None and max(losses[rank], mine.loss - best.loss) <= delta
-        if outcome == "unclear" and promising and shown_by_test is not None and not looked:
-            looked = True
-            if shown_by_test(rank):
-                found.append(f"but test shows that {rank} suffices")
-                return Step(tuple(found), None, "plateau", looked)
-            found.append(f"nor does test show that {rank} suffices")
+    if promising and shown_by_test is not None:
+        rank, looked = min(promising), True
+        if shown_by_test(rank):
+            found.append(f"but test shows that {rank} suffices")
+            return Step(tuple(found), None, "plateau", looked)
+        found.append(f"nor does test show that {rank} suffices")
     lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
     below = [rank for rank in smaller if rank < lowest]
     failed = [rank for rank in below if rank in outcomes]
