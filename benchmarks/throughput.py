@@ -89,7 +89,7 @@ def batches(steps: int, batch_size: int) -> list[np.ndarray]:
 def timed_pack(base: BaseModel, task: Task, ranks: Sequence[int], batch_size: int, steps: int) -> dict[str, float]:
     targets = match_targets(base.model, "all-linear")
     trials = [Trial(rank, float(rank), False, 1e-4 * (1 + position), 0) for position, rank in enumerate(ranks)]
-    rows = batches(steps + WARM_UP, batch_size)
+    rows = [np.tile(batch, (len(trials), 1)) for batch in batches(steps + WARM_UP, batch_size)]
     with attached(base, trials, targets) as pack:
         optimizer = PackOptimizer(pack, TrainingSettings(steps=1000, batch_size=batch_size))
         return measured(lambda number: train_step(pack, optimizer, task, [rows[number]], number), base.device, steps)

@@ -25,7 +25,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared, prepare
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
-from rankwise.tasks.task import training_rows
+from rankwise.tasks.task import pack_rows
 from rankwise.train.loop import PackOptimizer, train_step
 
 CPU = torch.device("cpu")
@@ -45,7 +45,8 @@ def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
     """Seconds a step of this project's pack of so many trials, which differ in their learning rates."""
     prepared = prepare(config, quiet)
     steps = epoch_steps(config)
-    rows = list(islice(training_rows(prepared.task.train.input_ids.lengths, config.batch_size, 0), 2 * steps))
+    lengths = prepared.task.train.input_ids.lengths
+    rows = list(islice(pack_rows(lengths, config.batch_size, [0] * trials), 2 * steps))
     with attached(prepared.base, _trials(config, rank, trials), prepared.targets) as pack:
         optimizer = PackOptimizer(pack, prepared.settings)
 

@@ -53,7 +53,7 @@ def pack(trials: int, rank: int, length: int) -> Measured:
     """A step of so many trials."""
     base = load_base("embedded", num_labels=2, device="cpu")
     task = random_task(base, BATCH, length)
-    meter, rows = PeakMemory(base), np.arange(BATCH)
+    meter, rows = PeakMemory(base), np.tile(np.arange(BATCH), (trials, 1))
     members = [Trial(rank, float(rank), False, RATE / (1 + position), 0) for position in range(trials)]
     with attached(
         base, members, match_targets(base.model, "all-linear", trained=base.trained_modules)

@@ -245,7 +245,7 @@ def test_the_next_best_rate_goes_on_where_the_best_diverges_later() -> None:
 
 
 def test_legs_of_two_ranks_are_trained_together() -> None:
-    """Packs are full only where the trials of a seed, whatever their rank, go the same way."""
+    """Packs are full only where trials, whatever their rank, go the same way."""
     asked = replace(config(2), learning_rates=(1e-4, 1e-3, 1e-2))
     run = Run(asked, optimum_at(1e-3))
     assert [(leg.start, leg.stop, len(leg.trials)) for leg in run.legs] == [(0, 50, 12), (50, 75, 8), (75, 100, 4)]

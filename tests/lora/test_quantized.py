@@ -115,7 +115,7 @@ def losses_of_an_adapter(base: BaseModel, directory: Path) -> tuple[float, float
     batch = collate(task.train, np.arange(6), pad_token_id=0)
     with attached(base, [TRIAL], targets) as pack, torch.no_grad():
         pack.load(0, state)
-        ours = likelihood(base, 1, batch).nll.sum() / batch.outcomes
+        ours = likelihood(base, batch).nll.sum() / batch.outcomes_by_row.sum()
     adapted = load_peft_model(reference(base), directory).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         return ours.item(), loss_of(base, adapted, batch).item()
@@ -141,7 +141,7 @@ def test_a_weight_is_unpacked_anew_and_not_kept(base: BaseModel) -> None:
         attached(base, [Trial(1, 1.0, False, 1e-3, 0)], targets),
         torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor),
     ):
-        likelihood(base, 1, batch)
+        likelihood(base, batch)
     assert 0 < max(sizes) < largest
 
 

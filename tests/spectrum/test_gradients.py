@@ -49,7 +49,7 @@ def dense_gradients(
         base.model.get_submodule(name).load_state_dict(head)
     for rows in half:
         batch = collate(task.train, rows, task.pad_token_id)
-        (likelihood(base, 1, batch).nll.sum() / batch.outcomes / len(half)).backward()
+        (likelihood(base, batch).nll.sum() / batch.outcomes_by_row.sum() / len(half)).backward()
     return {target.name: base.model.get_submodule(target.name).weight.grad for target in targets}
 
 

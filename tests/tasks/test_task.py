@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.tasks.splits import stratified_split
-from rankwise.tasks.task import Ragged, Split, collate, evaluation_rows, training_rows
+from rankwise.tasks.task import Ragged, Split, collate, evaluation_rows, pack_rows, training_rows
 
 row_lists = st.lists(st.lists(st.integers(0, 30_000), max_size=9), min_size=1, max_size=12)
 lengths_of_rows = st.lists(st.integers(1, 50), min_size=1, max_size=200).map(np.array)
@@ -76,15 +77,25 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 
-def test_training_batches_pad_less_than_a_plain_shuffle() -> None:
+def test_the_rows_of_a_pack_are_each_trials_own() -> None:
+    lengths, seeds = np.arange(1, 100) % 40, [5, 0, 5, 2]
+    side_by_side = list(itertools.islice(pack_rows(lengths, 8, seeds), 30))
+    for position, seed in enumerate(seeds):
+        alone = itertools.islice(training_rows(lengths, 8, seed), 30)
+        assert all(np.array_equal(rows[position], own) for rows, own in zip(side_by_side, alone, strict=True))
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3]])
+def test_training_batches_pad_less_than_a_plain_shuffle(seeds: list[int]) -> None:
     lengths = np.random.default_rng(0).integers(5, 200, size=2000)
 
-    def padded(batches: list[np.ndarray]) -> int:
-        return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    def padded(batches: Iterable[np.ndarray]) -> int:
+        return sum(rows.size * int(lengths[rows].max()) for rows in batches)
 
-    bucketed = padded(list(itertools.islice(training_rows(lengths, 20, 0), 100)))
-    shuffled = padded(np.split(np.random.default_rng(0).permutation(2000), 100))
-    assert lengths.sum() <= bucketed < lengths.sum() * 1.1 < shuffled
+    bucketed = padded(itertools.islice(pack_rows(lengths, 20, seeds), 100))
+    shuffled = len(seeds) * padded(np.split(np.random.default_rng(0).permutation(2000), 100))
+    whole = len(seeds) * lengths.sum()
+    assert whole <= bucketed < whole * 1.1 < shuffled
 
 
 @given(lengths_of_rows, st.integers(1, 400))

@@ -35,13 +35,16 @@ RANKS = (1, 4, 16)
 
 
 def completion_task(train: int = 64, held_out: int = 16, seed: int = 0) -> Task:
-    """Prompts of random tokens; the completion is the prompt's first three tokens and an end."""
+    """Prompts of random tokens; the completion is the prompt's first one to three tokens and an end."""
     generator = np.random.default_rng(seed)
 
     def split(size: int) -> Split:
         prompts = [generator.integers(4, VOCABULARY, generator.integers(3, 9)).tolist() for _ in range(size)]
-        ids = [[*prompt, *prompt[:3], 3] for prompt in prompts]
-        learned = [[0] * len(prompt) + [1] * 4 for prompt in prompts]
+        completions = [[*prompt[: generator.integers(1, 4)], 3] for prompt in prompts]
+        ids = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        learned = [
+            [0] * len(prompt) + [1] * len(completion) for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         return Split(
             np.arange(size),
             Ragged.from_rows(ids),
@@ -101,7 +104,7 @@ def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(
     base: BaseModel, targets: tuple[LinearLayer, ...]
 ) -> None:
     settings = TrainingSettings(steps=20, batch_size=8)
-    together = run_pack(base, TASK, [trial(rank) for rank in RANKS], targets, settings)
+    together = run_pack(base, TASK, [trial(rank, seed=rank) for rank in RANKS], targets, settings)
     for one in together:
         expected = by_peft(base, targets, one.result.trial, settings)
         assert one.result.train_nll == pytest.approx(expected, rel=1e-4)
@@ -128,7 +131,7 @@ def test_logits_in_chunks_are_the_logits(
     settings = TrainingSettings(steps=5, batch_size=8)
     trials = [trial(2), trial(4)]
     whole = run_pack(base, TASK, trials, targets, settings)
-    monkeypatch.setattr(likelihood_module, "_LOGITS", 2 * VOCABULARY * 3)  # three tokens at once
+    monkeypatch.setattr(likelihood_module, "_LOGITS", VOCABULARY * 3)  # three tokens at once
     chunked = run_pack(base, TASK, trials, targets, settings)
     for one, other in zip(whole, chunked, strict=True):
         assert one.result.train_nll == pytest.approx(other.result.train_nll, rel=1e-5)
@@ -159,7 +162,7 @@ def test_no_token_but_those_before_a_learned_one_has_a_gradient(
     assert batch.learned is not None
     with attached(base, [trial(4)], targets) as pack:
         pack.load(0, random_state(base, trial(4), targets))
-        likelihood(base, 1, batch).nll.sum().backward()
+        likelihood(base, batch).nll.sum().backward()
         pack.take_grads()
     gradient = hidden[0].grad
     assert gradient is not None
@@ -177,20 +180,22 @@ def test_padding_and_what_comes_after_the_completion_do_not_matter(base: BaseMod
     other = Batch(ids, batch.attention_mask, None, batch.labels, batch.learned)
     alone = collate(TASK.train, np.arange(1), pad_token_id=0)
     with torch.no_grad():
-        first, second, by_itself = (likelihood(base, 1, each).nll for each in (batch, other, alone))
+        first, second, by_itself = (likelihood(base, each).nll for each in (batch, other, alone))
     torch.testing.assert_close(first, second)
-    torch.testing.assert_close(first[:, :1], by_itself)
+    torch.testing.assert_close(first[:1], by_itself)
 
 
 def test_scores_are_means_over_tokens_and_shares_of_first_choices(base: BaseModel) -> None:
     scores = score(base, 1, TASK, TASK.test)
     assert scores.predicted is None
+    assert TASK.test.learned is not None
     for row in range(0, len(TASK.test), 5):
+        tokens = int(TASK.test.learned[row].sum())
         ids = torch.from_numpy(TASK.test.input_ids[row].astype(np.int64))[None]
         with torch.no_grad():
-            logits = base.model(input_ids=ids).logits[0, -5:-1].log_softmax(dim=-1)
-        targets = ids[0, -4:]
-        assert scores.nll[0, row] == pytest.approx(-logits[range(4), targets].mean().item(), rel=1e-4)
+            logits = base.model(input_ids=ids).logits[0, -tokens - 1 : -1].log_softmax(dim=-1)
+        targets = ids[0, -tokens:]
+        assert scores.nll[0, row] == pytest.approx(-logits[range(tokens), targets].mean().item(), rel=1e-4)
         assert scores.correct[0, row] == (logits.argmax(dim=-1) == targets).float().mean()
 
 
@@ -229,7 +234,7 @@ def test_peft_loads_the_adapter_and_has_the_same_loss(
     assert batch.learned is not None
     with attached(base, [one], targets) as pack, torch.no_grad():
         pack.load(0, state)
-        ours = likelihood(base, 1, batch).nll.sum() / len(batch.learned.rows)
+        ours = likelihood(base, batch).nll.sum() / len(batch.learned.rows)
     model = transformers.AutoModelForCausalLM.from_pretrained(base.name, attn_implementation="eager")
     adapted = load_peft_model(model, tmp_path / "adapter").eval()
     assert isinstance(adapted, peft.PeftModelForCausalLM)

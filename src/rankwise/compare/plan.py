@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
@@ -15,7 +15,7 @@ _MEMORY_SHARE = 0.8  # of what is free; the rest is for what a measured step did
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Trials of one seed that are trained together from step `start` to step `stop`."""
+    """Trials that are trained together from step `start` to step `stop`."""
 
     id: str
     trials: tuple[Trial, ...]
@@ -33,14 +33,14 @@ def plan_packs(leg: Leg, size: int, first: int) -> list[PlannedPack]:
 
 
 def divide(trials: Sequence[Trial], size: int) -> list[tuple[Trial, ...]]:
-    """Groups of one seed and at most `size` trials, as even as possible: 9 trials in groups of 8 are 5 and 4."""
-    groups = []
-    for _, of_seed in groupby(sorted(trials, key=lambda trial: trial.seed), key=lambda trial: trial.seed):
-        members = tuple(of_seed)
-        count = -(-len(members) // size)
-        bounds = [round(len(members) * part / count) for part in range(count + 1)]
-        groups += [members[start:stop] for start, stop in pairwise(bounds)]
-    return groups
+    """Groups of at most `size` trials, as even as possible: 9 trials in groups of 8 are 5 and 4.
+
+    Ordered by rank: trials of like ranks, of whatever seed, need the fewest products and the least padding.
+    """
+    ordered = sorted(trials, key=lambda trial: trial.rank)
+    count = -(-len(ordered) // size)
+    bounds = [round(len(ordered) * part / count) for part in range(count + 1)] if count else []
+    return [tuple(ordered[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def usable_bytes(free_bytes: int) -> int:

@@ -49,7 +49,7 @@ def score_trials(
     trials: Sequence[Trial],
     tell: Callable[[str], None],
 ) -> None:
-    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split.
+    """Score the chosen trials on test, in packs; nothing that was not chosen touches the test split.
 
     The retained texts, where there are any, are scored likewise.
     """
@@ -62,7 +62,7 @@ def score_trials(
         if not untested and not unread:
             continue
         # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
-        tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
+        tell(f"scoring a pack of {len(members)} on {len(test):,} test examples")
         started = time.monotonic()
         with attached(prepared.base, members, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):

@@ -78,11 +78,12 @@ def trace_pack(
         with tracker:
             for number in range(2):
                 with tracker.phase("forward"):
-                    ids = torch.ones(training.batch_size, length, dtype=torch.long, device=base.device)
+                    rows = len(trials) * training.batch_size
+                    ids = torch.ones(rows, length, dtype=torch.long, device=base.device)
                     mask = torch.ones_like(ids)
                     mask[:, -1] = 0  # where nothing is padded the model may do without a mask
                     batch = Batch(ids, mask, None, ids[:, 0], _all_learned(ids) if base.causal else None)
-                    loss = likelihood(base, len(trials), batch).nll.sum()
+                    loss = likelihood(base, batch).nll.sum()
                 with tracker.phase("backward"):
                     loss.backward()
                 with tracker.phase("update"):

@@ -131,7 +131,7 @@ def _gradients(
         # Added up here: in the base model's dtype many small gradients would be lost.
         sums = [torch.zeros_like(row) for row in pack.rows]
         for rows in half:
-            backward(base, len(trials), task, [rows])
+            backward(base, task, [np.tile(rows, (len(trials), 1))])
             for whole, grad in zip(sums, pack.take_grads(), strict=True):
                 whole.add_(grad, alpha=1 / len(half))
         return [pack.named(index, whole.cpu()) for index, whole in enumerate(sums)]

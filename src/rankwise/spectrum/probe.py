@@ -146,7 +146,7 @@ def _warmed(prepared: Prepared, trial: Trial, half: Rows, observe: Tell) -> dict
         pack.load(0, begin)
         optimizer = PackOptimizer(pack, settings)
         for step in range(1, _STEPS + 1):
-            losses = train_step(pack, optimizer, prepared.task, [next(batches)], step - 1)
+            losses = train_step(pack, optimizer, prepared.task, [next(batches)[None]], step - 1)
             if not losses.isfinite().all():
                 raise RunError(
                     f"the warm-up diverged at step {step} with learning rate {trial.learning_rate:g}: "

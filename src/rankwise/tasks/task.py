@@ -7,22 +7,26 @@ every rank of a seed sees the same batches in the same order and a resumed run f
 Batches are bucketed: rows are shuffled, cut into windows of `WINDOW` batches and sorted by
 length inside each window, so that a batch pads to nearly its own length while its content
 stays random. Sorting the whole epoch would save a little more padding and make the order of
-lengths the same in every epoch.
+lengths the same in every epoch. At one place of an epoch the batches of all seeds are of about
+one length, so that those of several, side by side in a pack, pad little too.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from rankwise.records import AccuracyOf
 
 WINDOW = 32  # batches sorted by length together
+
+PackRows: TypeAlias = Int[np.ndarray, "trials batch"]  # the rows of each trial's batch
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,8 @@ class Batch:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask} | types
 
     @property
-    def outcomes(self) -> int:
-        """How many classes, or tokens, are learned."""
-        return len(self.labels) if self.learned is None else len(self.learned.rows)
-
-    @property
     def outcomes_by_row(self) -> Int64[torch.Tensor, " batch"]:
-        """The same of each row."""
+        """How many classes, or tokens, are learned of each row."""
         if self.learned is None:
             return torch.ones_like(self.labels)
         return torch.bincount(self.learned.rows, minlength=len(self.labels))
@@ -203,15 +202,23 @@ def training_rows(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[n
     """
     epoch = 0
     while True:
-        generator = np.random.default_rng([seed, epoch])
-        order = generator.permutation(len(lengths))
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
         span = batch_size * WINDOW
         windows = (order[start : start + span] for start in range(0, len(order), span))
         by_length = np.concatenate([window[np.argsort(-lengths[window], kind="stable")] for window in windows])
         batches = [by_length[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        for position in generator.permutation(len(batches)):
+        # Of all seeds alike: a place's length is that of its window's share.
+        for position in np.random.default_rng(epoch).permutation(len(batches)):
             yield batches[position]
         epoch += 1
+
+
+def pack_rows(lengths: np.ndarray, batch_size: int, seeds: Sequence[int]) -> Iterator[PackRows]:
+    """`training_rows` of trials with these seeds, side by side."""
+    distinct = sorted(set(seeds))
+    for batches in zip(*(training_rows(lengths, batch_size, seed) for seed in distinct), strict=True):
+        of_seed = dict(zip(distinct, batches, strict=True))
+        yield np.stack([of_seed[seed] for seed in seeds])
 
 
 def evaluation_rows(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:

@@ -59,7 +59,7 @@ def measure_costs(
                 optimizer = PackOptimizer(pack, settings)
                 for number, rows in enumerate([largest, *timed]):
                     started = time.perf_counter()
-                    train_step(pack, optimizer, task, [rows] * settings.accumulation, number)
+                    train_step(pack, optimizer, task, [rows[None]] * settings.accumulation, number)
                     _wait(base.device)
                     if number > 0:
                         seconds[trial.rank].append(time.perf_counter() - started)

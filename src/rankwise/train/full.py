@@ -19,7 +19,7 @@ from torch import nn
 from rankwise.base.model import DTYPES, BaseModel
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Evaluation, Scores, TrialStatus
-from rankwise.tasks.task import Task, training_rows
+from rankwise.tasks.task import Task, pack_rows
 from rankwise.train.cost import PeakMemory
 from rankwise.train.loop import backward, checkpointed_activations, evaluate, score, trial_status
 from rankwise.train.settings import TrainingSettings
@@ -58,7 +58,7 @@ def fine_tune(
     tuned = replace(base, model=model)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
-    batches = training_rows(task.train.input_ids.lengths, settings.batch_size, seed)
+    batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, [seed])
     train_nll: list[float] = []
     evaluations: list[Evaluation] = []
     seconds: list[float] = []
@@ -71,7 +71,7 @@ def fine_tune(
         for number in range(settings.steps):
             started = time.perf_counter()
             rows = list(islice(batches, settings.accumulation))
-            train_nll.append(float(backward(tuned, 1, task, rows)))
+            train_nll.append(float(backward(tuned, task, rows)))
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * settings.rate_factor(number)

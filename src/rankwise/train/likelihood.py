@@ -1,4 +1,4 @@
-"""What a batch's labels, or its learned tokens, are worth to each trial of a pack, and to the base model alone.
+"""What a batch's labels, or its learned tokens, are worth to the base model and what is attached to it.
 
 Logits of a large vocabulary are the largest tensor of a training step, and nobody needs them all at once: the
 output layer runs on the learned tokens only, some at a time, and again in the backward pass.
@@ -34,56 +34,53 @@ class Likelihood(NamedTuple):
     likeliest class, None where tokens are learned.
     """
 
-    nll: Float[Tensor, "trials batch"]
-    right: Int[Tensor, "trials batch"]
-    predicted: Int[Tensor, "trials batch"] | None
+    nll: Float[Tensor, " batch"]
+    right: Int[Tensor, " batch"]
+    predicted: Int[Tensor, " batch"] | None
 
 
-def likelihood(base: BaseModel, trials: int, batch: Batch) -> Likelihood:
-    """With the adapters of so many trials on the base model; with none of them, `trials` is 1."""
-    inputs = {name: tensor.repeat(trials, 1) for name, tensor in batch.inputs.items()}
+def likelihood(base: BaseModel, batch: Batch) -> Likelihood:
+    """Of each row; where the adapters of several trials are on the base model, rows are trial-major."""
     if batch.learned is None:
-        logits = base.model(**inputs).logits
-        labels = batch.labels.repeat(trials)
-        nll = functional.cross_entropy(logits.float(), labels, reduction="none").view(trials, -1)
-        predicted = logits.argmax(dim=-1).view(trials, -1)
+        logits = base.model(**batch.inputs).logits
+        nll = functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        predicted = logits.argmax(dim=-1)
         return Likelihood(nll, (predicted == batch.labels).long(), predicted)
-    nll, right = _of_tokens(base, trials, inputs, batch, batch.learned)
-    sums = nll.new_zeros(trials, len(batch.labels)).index_add(1, batch.learned.rows, nll)
-    counts = right.new_zeros(sums.shape).index_add(1, batch.learned.rows, right)
+    nll, right = _of_tokens(base, batch, batch.learned)
+    sums = nll.new_zeros(len(batch.labels)).index_add(0, batch.learned.rows, nll)
+    counts = right.new_zeros(len(batch.labels)).index_add(0, batch.learned.rows, right)
     return Likelihood(sums, counts, None)
 
 
 def _of_tokens(
-    base: BaseModel, trials: int, inputs: dict[str, Tensor], batch: Batch, learned: Learned
-) -> tuple[Float[Tensor, "trials tokens"], Int[Tensor, "trials tokens"]]:
+    base: BaseModel, batch: Batch, learned: Learned
+) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Each learned token's NLL, and whether it is the likeliest, given all before it."""
     targets = batch.input_ids[learned.rows, learned.columns]
 
     def at_tokens(outputs: Tensor) -> Tensor:
-        return outputs.view(trials, *batch.input_ids.shape, -1)[:, learned.rows, learned.columns - 1]
+        return outputs[learned.rows, learned.columns - 1]
 
     def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        flat = logits.flatten(0, 1).float()
-        nll = functional.cross_entropy(flat, labels.repeat(trials), reduction="none").view(trials, -1)
+        nll = functional.cross_entropy(logits.float(), labels, reduction="none")
         return nll, (logits.detach().argmax(dim=-1) == labels).long()
 
     if not base.plain_head:
-        return judged(at_tokens(base.model(**inputs).logits), targets)
+        return judged(at_tokens(base.model(**batch.inputs).logits), targets)
     head = base.model.get_output_embeddings()
     assert head is not None
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return judged(cast(Tensor, head(hidden)), labels)
 
-    hidden = at_tokens(base.model.base_model(**inputs).last_hidden_state)
-    size = max(1, _LOGITS // (trials * _vocabulary(base)))
+    hidden = at_tokens(base.model.base_model(**batch.inputs).last_hidden_state)
+    size = max(1, _LOGITS // _vocabulary(base))
     if len(targets) <= size:
         return of_chunk(hidden, targets)
-    chunks = zip(hidden.split(size, dim=1), targets.split(size), strict=True)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
     parts = [cast(tuple[Tensor, Tensor], checkpoint(of_chunk, *chunk, use_reentrant=False)) for chunk in chunks]
     nlls, rights = zip(*parts, strict=True)
-    return torch.cat(nlls, dim=1), torch.cat(rights, dim=1)
+    return torch.cat(nlls), torch.cat(rights)
 
 
 def _vocabulary(base: BaseModel) -> int:

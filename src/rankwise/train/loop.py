@@ -1,4 +1,4 @@
-"""Train a pack: one visible loop over steps that every trial takes on the same batches.
+"""Train a pack: one visible loop over steps that all trials take together, each on its seed's batches.
 
 Trials never meet. Their losses are summed only so that one backward pass serves all; the sum's gradient
 with respect to a trial is that trial's own. A trial whose loss is no longer finite goes on in its place
@@ -25,7 +25,7 @@ from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached
 from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
-from rankwise.tasks.task import Split, Task, collate, evaluation_rows, training_rows
+from rankwise.tasks.task import PackRows, Split, Task, collate, evaluation_rows, pack_rows
 from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
 from rankwise.train.likelihood import likelihood, tokens_at_once
 from rankwise.train.settings import TrainingSettings
@@ -98,7 +98,7 @@ def run_pack(
     checkpoint: Path | None = None,
     observe: Observer = lambda report: None,
 ) -> list[TrainedTrial]:
-    """Train trials of one seed together; results are in the pack's order (by rank, else as given).
+    """Train trials together; results are in the pack's order (by rank, else as given).
 
     `stop` is the step to train to, one at which validation is scored: the last by default. `begin` are the
     states of trials that other packs left at an earlier such step, a file each. `checkpoint` is a file:
@@ -106,7 +106,6 @@ def run_pack(
     bit on a CPU with the same number of threads); at the end it holds the pack at `stop`. `observe` is told of a step
     after its checkpoint is written.
     """
-    (seed,) = {trial.seed for trial in trials}
     with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
         optimizer = PackOptimizer(pack, settings)
         progress = PackProgress.start(pack.trials, settings.steps, base.device)
@@ -114,7 +113,8 @@ def run_pack(
             begin = [checkpoint]
         if begin:
             progress = read_checkpoint(begin, pack, optimizer.adamw, settings.steps)
-        batches = training_rows(task.train.input_ids.lengths, settings.batch_size, seed)
+        seeds = [trial.seed for trial in pack.trials]
+        batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, seeds)
         batches = islice(batches, progress.step * settings.accumulation, None)
         saved = told = time.monotonic()
         while progress.step < (stop or settings.steps):
@@ -135,24 +135,26 @@ def run_pack(
 
 
 def train_step(
-    pack: Pack, optimizer: PackOptimizer, task: Task, batches: Sequence[np.ndarray], number: int
+    pack: Pack, optimizer: PackOptimizer, task: Task, batches: Sequence[PackRows], number: int
 ) -> Float[Tensor, " trials"]:
-    """One optimiser step on the rows of `batches`.
+    """One optimiser step on the rows of `batches`, in the pack's order.
 
     Returns each trial's loss before the update: the mean over examples, or over all learned tokens.
     """
-    losses = backward(pack.base, len(pack.trials), task, batches)
+    losses = backward(pack.base, task, batches)
     optimizer.step(number)
     return losses
 
 
-def backward(base: BaseModel, trials: int, task: Task, batches: Sequence[np.ndarray]) -> Float[Tensor, " trials"]:
+def backward(base: BaseModel, task: Task, batches: Sequence[PackRows]) -> Float[Tensor, " trials"]:
     """Gradients of the loss on the rows of `batches`; returns the loss of each trial."""
-    collated = [collate(task.train, rows, task.pad_token_id) for rows in batches]
-    total = sum(batch.outcomes for batch in collated)
-    losses = torch.zeros(trials, device=base.device)
+    shape = len(batches[0]), -1
+    collated = [collate(task.train, rows.ravel(), task.pad_token_id) for rows in batches]
+    outcomes = torch.stack([batch.outcomes_by_row.view(shape).sum(dim=1) for batch in collated]).sum(dim=0)
+    outcomes = outcomes.to(base.device, non_blocking=True)
+    losses = torch.zeros(len(outcomes), device=base.device)
     for batch in collated:
-        loss = likelihood(base, trials, batch.to(base.device)).nll.sum(dim=1) / total
+        loss = likelihood(base, batch.to(base.device)).nll.view(shape).sum(dim=1) / outcomes
         loss.sum().backward()
         losses += loss.detach()
     return losses
@@ -165,15 +167,15 @@ def score(base: BaseModel, trials: int, task: Task, split: Split) -> Scores:
     correct = np.empty_like(nll)
     predicted = np.empty(nll.shape, dtype=np.int32) if split.learned is None else None
     for rows in evaluation_rows(split.input_ids.lengths, tokens_at_once(base, _EVALUATION_TOKENS) // trials):
-        batch = collate(split, rows, task.pad_token_id)
-        of = likelihood(base, trials, batch.to(base.device))
-        outcomes = batch.outcomes_by_row
+        batch = collate(split, np.tile(rows, trials), task.pad_token_id)
+        of = likelihood(base, batch.to(base.device))
+        shape, outcomes = (trials, -1), batch.outcomes_by_row
         right = of.right.cpu() / outcomes
-        nll[:, rows] = of.nll.cpu() / outcomes
+        nll[:, rows] = (of.nll.cpu() / outcomes).view(shape)
         # Where every learned token is the first choice, greedy decoding writes just them.
-        correct[:, rows] = (right == 1).float() if task.exact else right
+        correct[:, rows] = ((right == 1).float() if task.exact else right).view(shape)
         if predicted is not None and of.predicted is not None:
-            predicted[:, rows] = of.predicted.cpu().numpy()
+            predicted[:, rows] = of.predicted.cpu().view(shape).numpy()
     if split.rivals is not None:
         correct = _chosen(nll, split, score(base, trials, task, split.rivals).nll, split.rivals)
     return Scores(nll, correct, predicted)
