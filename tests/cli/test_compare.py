@@ -145,7 +145,7 @@ def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) ->
 
 def test_a_plan_starts_nothing(place: Path, terminal: Terminal) -> None:
     out = terminal.succeed(*COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
-    assert "8 of up to 1,000 steps each, in 2 packs" in " ".join(out.split())
+    assert "8 of up to 1,000 steps each, in 1 pack" in " ".join(out.split())
     assert not (place / "runs/plan").exists()
 
 

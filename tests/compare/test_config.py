@@ -73,8 +73,9 @@ def test_what_a_run_directory_keeps_makes_the_same_configuration_again(values: d
 @given(st.text("0123456789,.-+ eé\n", max_size=12))
 def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) -> None:
     items = [item.strip() for item in text.split(",")]
-    if all(re.fullmatch(r"\+?0*[1-9][0-9]*", item) for item in items) and len(set(map(int, items))) == len(items):
-        assert config(ranks=text).ranks == tuple(sorted(map(int, items)))
+    numbers = [int(item) for item in items if re.fullmatch(r"\+?0*[1-9][0-9]*", item)]
+    if len(set(numbers)) == len(items) and max(numbers) <= 10**9:
+        assert config(ranks=text).ranks == tuple(sorted(numbers))
     else:
         assert refusal(ranks=text).startswith("ranks: ")
 

@@ -46,7 +46,7 @@ WORKERS = 2
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
-    return tiny_comparison(tmp_path_factory.mktemp("model") / "bert", steps=60, evaluations=3)
+    return tiny_comparison(tmp_path_factory.mktemp("model") / "bert", steps=60, evaluations=3, pack_size=4)
 
 
 @pytest.fixture(scope="module")

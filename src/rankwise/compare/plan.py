@@ -9,7 +9,7 @@ from itertools import pairwise
 from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
 
-MOST_TRIALS = 8  # in a pack: more saves no time, and a kill then loses more of it
+MOST_TRIALS = 16  # in a pack; on a GPU 16 take 1.6 times as long as 8, on a CPU twice (docs/performance.md)
 _MEMORY_SHARE = 0.8  # of what is free; the rest is for what a measured step did not show
 
 
