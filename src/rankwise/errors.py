@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from reprlib import Repr
 
-_LONGEST = 200
+_LONGEST = 300
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
 
@@ -30,6 +30,16 @@ class UserError(_OneLineError):
 
 class RunError(_OneLineError):
     """A run that had started could not go on. Exit code 1."""
+
+
+def reason_of(error: BaseException) -> str:
+    r"""What an error of somebody else's says, on one line and not at length.
+
+    >>> reason_of(ValueError("no\n  way")), reason_of(KeyError("config")), reason_of(ValueError())
+    ('no way', "KeyError('config')", 'ValueError()')
+    """
+    says_all = str(error) and not isinstance(error, KeyError)
+    return " ".join((str(error) if says_all else repr(error)).split())[:_LONGEST]
 
 
 def shortened(value: object) -> str:

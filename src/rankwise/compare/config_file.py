@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import UserError, shortened
+from rankwise.errors import UserError, reason_of, shortened
 
 _LONGEST, _MOST_OPEN = 100_000, 50
 
@@ -25,7 +25,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path}: not YAML ({reason_of(error)})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
     if not all(isinstance(name, str) for name in values):

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from rankwise.compare.differences import Description, differences
 from rankwise.compare.journal import Journal
 from rankwise.durable import digest, write_directory, write_file
-from rankwise.errors import RunError, UserError, shortened
+from rankwise.errors import RunError, UserError, reason_of, shortened
 from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
 from rankwise.tasks.files import check_unpacked
 
@@ -158,7 +158,7 @@ class RunDirectory:
                 json.dumps(kept, ensure_ascii=False).encode()
             except DAMAGE as error:
                 raise RunError(
-                    f"{file} is damaged ({_reason(error)}); restore it from a copy, or start a new run"
+                    f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run"
                 ) from error
             if found:
                 raise UserError(
@@ -197,7 +197,7 @@ class RunDirectory:
                 tuple(Evaluation(int(step), float(nll), float(accuracy)) for step, nll, accuracy in evaluations),
             )
         except DAMAGE as error:
-            raise RunError(f"{file} is no learning curve ({_reason(error)}); restore it from a copy") from error
+            raise RunError(f"{file} is no learning curve ({reason_of(error)}); restore it from a copy") from error
 
     def results(self, journal: Journal) -> dict[Trial, TrialResult]:
         """What all starts of the run so far have trained."""
@@ -243,7 +243,7 @@ def read_comparison(run: Path) -> RankComparison:
         _check_sense(comparison)
     except (OSError, *DAMAGE) as error:
         raise RunError(
-            f"{file} is damaged ({_reason(error)}); "
+            f"{file} is damaged ({reason_of(error)}); "
             "restore it from a copy, or make it anew by going on with the run with --resume"
         ) from error
     over = tuple(
@@ -284,7 +284,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     # What reads Parquet raises errors of many kinds for bytes that are none.
     except Exception as error:
         raise RunError(
-            f"{path} is missing or damaged ({_reason(error)}); restore it from a copy, or start a new run"
+            f"{path} is missing or damaged ({reason_of(error)}); restore it from a copy, or start a new run"
         ) from error
     return table
 
@@ -293,7 +293,3 @@ def _digest(table: pd.DataFrame) -> str:
     """Of all columns as float64, in which every figure of ours is exact; a missing one is NaN, be it of any type."""
     columns = {str(name): pd.to_numeric(table[name]).to_numpy(np.float64, na_value=np.nan) for name in table}
     return digest({name: np.where(np.isnan(values), np.nan, values).data for name, values in columns.items()})
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

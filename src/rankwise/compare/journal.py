@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import RunError, shortened
+from rankwise.errors import RunError, reason_of, shortened
 from rankwise.records import Baseline
 
 Event = dict[str, Any]
@@ -37,7 +37,7 @@ class Journal:
                 self.events.append(_event(line))
             except (ValueError, TypeError, RecursionError) as error:
                 raise RunError(
-                    f"{path}, line {number}: damaged ({' '.join(str(error).split())[:200]}); "
+                    f"{path}, line {number}: damaged ({reason_of(error)}); "
                     "restore the file from a copy, or start a new run"
                 ) from error
         if len(whole) < len(content):

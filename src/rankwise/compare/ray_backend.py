@@ -29,7 +29,7 @@ from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.ray_worker import News, Order, Recipe, Worker, versions
 from rankwise.durable import write_file
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Trial
 from rankwise.train.heap import is_out_of_memory
 
@@ -289,6 +289,7 @@ def _died(hand: _Hand, error: RayError) -> str:
 
 def _line(error: BaseException) -> str:
     """What an error says, in one line; of a traceback from afar, its end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if "Traceback" in str(error) or isinstance(error, RayTaskError) else " ".join(lines)
-    return text[:300] or type(error).__name__
+    told = str(error).strip()
+    if told and ("Traceback" in told or isinstance(error, RayTaskError)):
+        return told.splitlines()[-1].strip()[:300]
+    return reason_of(error)

@@ -20,8 +20,9 @@ from statistics import fmean
 
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
-from rankwise.compare.trackers import connect, reason
+from rankwise.compare.trackers import connect
 from rankwise.compare.trackers.tracker import SUMMARY, Group, Points, Tracker, Values
+from rankwise.errors import reason_of
 from rankwise.records import Evaluation, RankComparison, Trial, TrialResult
 from rankwise.train.loop import REPORTED_STEPS, StepReport
 
@@ -132,7 +133,9 @@ class Reporting:
             # A back end's errors are of any kind, and hours of training are worth more than a picture of them.
             except Exception as error:
                 self._trackers.remove(told)
-                _log.warning("report-to: %s failed (%s); the comparison goes on without it", told.name, reason(error))
+                _log.warning(
+                    "report-to: %s failed (%s); the comparison goes on without it", told.name, reason_of(error)
+                )
             else:
                 done.append(told)
         return done

@@ -31,7 +31,7 @@ from rankwise.compare.results import Choice, choose
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, step_costs, train
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Baseline, RankComparison, Recommendation
 from rankwise.train.cost import StepCost
 from rankwise.train.failure import device_failure_told
@@ -260,9 +260,8 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{directory.path} could not be written ({reason}); mend that, then go on with --resume"
+            f"{directory.path} could not be written ({reason_of(error)}); mend that, then go on with --resume"
         ) from error
     except UserError as error:
         raise RunError(f"{error}; restore it from a copy, or start a new run") from error

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rankwise.base.quantize import Quantization
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import DAMAGE, read_comparison
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import RankComparison, Recommendation
 from rankwise.records.plain import record_of, value_of
 from rankwise.report.text import one_line
@@ -94,9 +94,7 @@ def read_finding(run: Path) -> Finding:
     try:
         return _finding(comparison, description, adapter)
     except DAMAGE as error:
-        raise RunError(
-            f"{run / 'comparison.json'} is damaged ({one_line(repr(error))[:120]}); restore it from a copy"
-        ) from error
+        raise RunError(f"{run / 'comparison.json'} is damaged ({reason_of(error)}); restore it from a copy") from error
 
 
 def _finding(comparison: RankComparison, description: Mapping[str, Any], adapter: Mapping[str, Any]) -> Finding:
@@ -154,9 +152,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{file} is missing or damaged ({one_line(str(error))[:120]}); restore it from a copy"
-        ) from error
+        raise RunError(f"{file} is missing or damaged ({reason_of(error)}); restore it from a copy") from error
     if not isinstance(document, dict):
         raise RunError(f"{file} is damaged (no JSON object); restore it from a copy")
     return document

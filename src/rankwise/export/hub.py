@@ -6,10 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, reason_of
 from rankwise.export.card import model_card
 from rankwise.export.finding import Finding
-from rankwise.report.text import one_line
 
 
 def check_repository(name: str) -> None:
@@ -20,7 +19,7 @@ def check_repository(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"hub:{name} names no repository: {one_line(str(error))[:200]}") from error
+        raise UserError(f"hub:{name} names no repository: {reason_of(error)}") from error
     if name.count("/") != 1:
         raise UserError(f"hub:{name} names no repository: give hub:USER/NAME")
 
@@ -52,7 +51,7 @@ def upload(folder: Path, repository: str) -> str:
     # The hub's client, its transport and its tokens have no error in common.
     except Exception as error:
         raise RunError(
-            f"{folder} could not be sent to hub:{repository}: {one_line(f'{type(error).__name__}: {error}')[:300]}; "
+            f"{folder} could not be sent to hub:{repository}: {type(error).__name__}: {reason_of(error)}; "
             "look at the connection, and whose login this is (hf auth whoami)"
         ) from error
     return str(address)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from peft import LoraConfig
 
-from rankwise.errors import RunError
+from rankwise.errors import RunError, reason_of
 from rankwise.export.finding import Finding
 from rankwise.export.words import number, transformers_arguments
 from rankwise.records.plain import value_of
 from rankwise.report.markdown import escaped
-from rankwise.report.text import one_line
 
 
 def write_peft(directory: Path, finding: Finding) -> None:
@@ -28,7 +27,7 @@ def write_peft(directory: Path, finding: Finding) -> None:
     # PEFT checks what it reads in ways of its own, and the file may be anybody's.
     except Exception as error:
         raise RunError(
-            f"{adapter / 'adapter_config.json'} is damaged ({one_line(str(error))[:200]}); restore it from a copy"
+            f"{adapter / 'adapter_config.json'} is damaged ({reason_of(error)}); restore it from a copy"
         ) from error
     config.r, config.lora_alpha, config.use_rslora = finding.rank, number(finding.alpha), finding.use_rslora
     # PEFT reads lists as sets, of no fixed order.

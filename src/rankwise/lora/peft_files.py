@@ -18,7 +18,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 from rankwise.patterns import check_pattern
 from rankwise.records import scaling_of
 
@@ -172,7 +172,7 @@ def open_weights(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as weights:
             yield weights
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} could not be read: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{file} could not be read: {reason_of(error)}") from error
 
 
 def _broken_patterns(settings: Mapping[str, Any]) -> Iterator[str]:

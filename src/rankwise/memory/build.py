@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rankwise.base.quantize import Quantization, quantization_config
 from rankwise.base.shapes import head_modules, is_causal, match_targets
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 from rankwise.memory.settings import StepSettings
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def meta_step_model(config: PreTrainedConfig, settings: StepSettings) -> PreTrai
                 attn_implementation="eager" if settings.attention == "eager" else None,
             )
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"no {config.model_type} model can be built from its configuration: {reason}") from error
+        raise UserError(
+            f"no {config.model_type} model can be built from its configuration: {reason_of(error)}"
+        ) from error
     model.requires_grad_(False)
     return model
 

@@ -16,10 +16,9 @@ from peft import PeftModel
 
 from rankwise.base.model import BaseModel
 from rankwise.decide.interval import over_examples
-from rankwise.errors import RunError, UserError
+from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Measured, Scores
 from rankwise.spectrum.subject import Subject
-from rankwise.tasks.files import one_line
 from rankwise.tasks.task import Task
 from rankwise.train.loop import score
 
@@ -66,7 +65,7 @@ def _loaded(adapter: Path, base: BaseModel) -> Iterator[None]:
                 PeftModel.from_pretrained(base.model, str(adapter))
             # PEFT has no error of its own for what does not fit.
             except Exception as error:
-                raise UserError(f"adapter {adapter} does not fit {base.name}: {one_line(error)}") from error
+                raise UserError(f"adapter {adapter} does not fit {base.name}: {reason_of(error)}") from error
         base.model.eval()  # adapters have dropout of their own
         yield
     finally:

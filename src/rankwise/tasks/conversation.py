@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 from rankwise.tasks.files import Shape
 from rankwise.tasks.source import as_text, is_missing, is_unicode
 
@@ -178,7 +178,7 @@ def _templated(
         )
     # A template is a program that came with a model: it stumbles over data in ways of its own.
     except Exception as error:
-        raise BadExample(f"the chat template refuses it ({' '.join(str(error).split())[:200]})") from error
+        raise BadExample(f"the chat template refuses it ({reason_of(error)})") from error
     return text
 
 

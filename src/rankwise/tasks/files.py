@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import UserError, shortened
+from rankwise.errors import UserError, reason_of, shortened
 
 _LONGEST_FIELD = 2**31 - 1  # what a C long holds on every platform
 MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for
@@ -92,7 +92,7 @@ def read_file(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = N
     try:
         return _read_jsonl(path, shapes, damaged) if reader is _read_jsonl else reader(path, shapes)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason_of(error)})") from error
 
 
 def _read_csv(path: Path, shapes: Sequence[Shape]) -> Table:
@@ -136,7 +136,7 @@ def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], Non
                 record = next(reader, None)
             except csv.Error as error:
                 raise UserError(
-                    f"{path}, line {line}: not valid CSV ({one_line(error)}); "
+                    f"{path}, line {line}: not valid CSV ({reason_of(error)}); "
                     "a field with quotes or line breaks inside must be quoted, and those quotes doubled"
                 ) from error
             if record is None:
@@ -202,7 +202,7 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
             }
     # Numbers, dates and texts may be such as Python has none of.
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+        raise UserError(f"{path}: not a readable Parquet file ({reason_of(error)})") from error
     if b"huggingface" in (schema.metadata or {}):
         from datasets import Features
 
@@ -211,7 +211,7 @@ def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
         # They are JSON that `datasets` trusts.
         except Exception as error:
             raise UserError(
-                f"{path}: what it says of its columns for `datasets` is damaged ({one_line(error)})"
+                f"{path}: what it says of its columns for `datasets` is damaged ({reason_of(error)})"
             ) from error
         return name_classes(Table(str(path), values), features)
     return Table(str(path), values)
@@ -258,11 +258,6 @@ def name_classes(table: Table, features: Any) -> Table:
             columns[column] = [None if value is None or value < 0 else names[value] for value in values]
             class_names[column] = tuple(names)
     return Table(table.origin, columns, table.lines, class_names)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of somebody else's says, without line breaks and tabs, shortened."""
-    return " ".join(str(error).split())[:300]
 
 
 def _lines(path: Path) -> Iterator[str]:

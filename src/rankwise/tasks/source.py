@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
-from rankwise.errors import UserError, shortened
-from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, one_line, quoted, read_file
+from rankwise.errors import UserError, reason_of, shortened
+from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, quoted, read_file
 
 if TYPE_CHECKING:
     import datasets
@@ -128,7 +128,7 @@ def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
         what = (
             f"directory {name}" if Path(name).is_dir() else f"{name}: no such file or directory, and as a data set it"
         )
-        reason = one_line(error.__cause__ or error)
+        reason = reason_of(error.__cause__ or error)
         raise UserError(f"{what} could not be loaded: {reason}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.durable import digest, write_file
-from rankwise.errors import RunError
+from rankwise.errors import RunError, reason_of
 from rankwise.lora.attach import Pack
 from rankwise.records import Evaluation, Trial
 
@@ -137,6 +137,5 @@ def _read(path: Path) -> list[_TrialState]:
         ]
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
-            "remove it to train this pack from its start"
+            f"checkpoint {path} is damaged ({reason_of(error)}); remove it to train this pack from its start"
         ) from error

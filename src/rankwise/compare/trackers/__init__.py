@@ -14,7 +14,7 @@ from rankwise.compare.trackers.tensorboard import TensorBoard
 from rankwise.compare.trackers.tracker import Group, Tracker
 from rankwise.compare.trackers.trackio import Trackio
 from rankwise.compare.trackers.wandb import WandB
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 
 BACK_ENDS: dict[str, type[Tracker]] = {  # by the names of their packages
     "tensorboard": TensorBoard,
@@ -38,11 +38,6 @@ def connect(name: str, group: Group) -> Tracker:
     # A back end's errors are of its own kinds, those of its network's and of its database's.
     except Exception as error:
         raise UserError(
-            f"report-to: {name} cannot be used ({reason(error)}); put that right or leave it out, "
+            f"report-to: {name} cannot be used ({reason_of(error)}); put that right or leave it out, "
             f"and go on with --run {group.directory} --resume"
         ) from error
-
-
-def reason(error: Exception) -> str:
-    """What an error of a back end says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
