@@ -42,12 +42,12 @@ def epoch_steps(config: ComparisonConfig) -> int:
 
 
 def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
-    """Seconds a step of this project's pack of so many trials, which differ in their learning rates."""
+    """Seconds a step of this project's pack of so many trials, which differ in their learning rates and seeds."""
     prepared = prepare(config, quiet)
     steps = epoch_steps(config)
-    lengths = prepared.task.train.input_ids.lengths
-    rows = list(islice(pack_rows(lengths, config.batch_size, [0] * trials), 2 * steps))
-    with attached(prepared.base, _trials(config, rank, trials), prepared.targets) as pack:
+    lengths, members = prepared.task.train.input_ids.lengths, _trials(config, rank, trials)
+    rows = list(islice(pack_rows(lengths, config.batch_size, [trial.seed for trial in members]), 2 * steps))
+    with attached(prepared.base, members, prepared.targets) as pack:
         optimizer = PackOptimizer(pack, prepared.settings)
 
         def step(number: int) -> None:
@@ -57,7 +57,7 @@ def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
 
 
 def _trials(config: ComparisonConfig, rank: int, trials: int) -> list[Trial]:
-    return [config.trial(rank, RATE / (1 + position), 0) for position in range(trials)]
+    return [config.trial(rank, RATE / (1 + position), position % 3) for position in range(trials)]
 
 
 def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from reprlib import Repr
 
-_LONGEST = 300
+_LONGEST = 200
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
 
@@ -39,7 +39,7 @@ def reason_of(error: BaseException) -> str:
     ('no way', "KeyError('config')", 'ValueError()')
     """
     says_all = str(error) and not isinstance(error, KeyError)
-    return " ".join((str(error) if says_all else repr(error)).split())[:_LONGEST]
+    return " ".join((str(error) if says_all else repr(error)).split())[:300]
 
 
 def shortened(value: object) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.compare.plan import MOST_TRIALS, divide, plan_packs, trials_that_fit
+from rankwise.compare.plan import divide, plan_packs, trials_that_fit
 from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
 
@@ -38,11 +38,11 @@ def test_packs_are_as_even_as_they_can_be_and_of_like_ranks(ranks: int, rates: i
     assert max(sizes) - min(sizes) <= 1
     assert len(sizes) == -(-ranks * rates * seeds // size)
     in_order = [trial.rank for members in packs for trial in members]
-    assert in_order == sorted(in_order)
+    assert in_order == sorted(in_order, reverse=True)
 
 
 @given(st.integers(0, 10**11), st.integers(-(10**6), 10**10))
 def test_a_pack_fits_what_is_free_and_has_a_trial_at_least(free: int, each: int) -> None:
     fitting = trials_that_fit(free_bytes=free, trial_bytes=each)
-    assert 1 <= fitting <= MOST_TRIALS
+    assert fitting >= 1
     assert fitting == 1 or fitting * each <= free

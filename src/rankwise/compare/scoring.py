@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,8 @@ from rankwise.records import Scores, Trial
 from rankwise.tasks.task import Split
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
+
+_seed = attrgetter("seed")
 
 
 def score_baseline(
@@ -49,12 +53,14 @@ def score_trials(
     trials: Sequence[Trial],
     tell: Callable[[str], None],
 ) -> None:
-    """Score the chosen trials on test, in packs; nothing that was not chosen touches the test split.
+    """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split.
 
     The retained texts, where there are any, are scored likewise.
     """
     test, retained = prepared.task.test, prepared.task.retained
-    for members in divide(trials, prepared.most_trials):
+    # Of one seed, so that a run which is extended by others need not score its trials again.
+    of_seeds = [list(of_seed) for _, of_seed in groupby(sorted(trials, key=_seed), key=_seed)]
+    for members in (members for of_seed in of_seeds for members in divide(of_seed, prepared.most_trials)):
         untested = [trial for trial in members if trial.id not in _done(journal, "scored", test)]
         unread = [
             trial for trial in members if retained is not None and trial.id not in _done(journal, "retained", retained)
@@ -62,7 +68,7 @@ def score_trials(
         if not untested and not unread:
             continue
         # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
-        tell(f"scoring a pack of {len(members)} on {len(test):,} test examples")
+        tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
         started = time.monotonic()
         with attached(prepared.base, members, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):

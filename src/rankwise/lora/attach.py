@@ -125,7 +125,7 @@ def attached(
 ) -> Iterator[Pack]:
     """The base model with freshly initialised adapters of `trials` on its target layers, for the `with` block.
 
-    Inside, the model takes a batch that is repeated once a trial, trial-major, and returns logits
+    Inside, the model takes the rows of all trials, equally many each, trial-major, and returns logits
     likewise. Afterwards it is the base model again. `as_on_cuda` lays trials out for the device that a simulation
     is of.
     """

@@ -5,17 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from rankwise.base.model import BaseModel, position_limit
 from rankwise.base.shapes import LinearLayer
 
+_ROUNDING = 0.02  # of the logits' norm, in bfloat16
+
 
 def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
-    """Whether every layer that a pack replaces is given the batch on its first axis, or rows of tokens in its order.
+    """Whether layers can tell the trials' rows apart, and how far rows are padded does not matter.
 
     DeBERTa projects its relative positions once for the whole batch, Longformer and XLNet put the
-    positions first. There a layer cannot tell whose rows it sees, and a pack must be one trial.
+    positions first. There a layer cannot tell whose rows it sees. ConvBERT's convolutions reach into the padding,
+    and a trial's rows are padded to the longest of its pack. There a pack must be one trial.
     """
+    return _is_given_rows(base, targets) and _is_blind_to_padding(base)
+
+
+@torch.no_grad()
+def _is_blind_to_padding(base: BaseModel) -> bool:
+    length = min(7, (position_limit(base) or 14) // 2)
+    row = torch.arange(length, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
+
+    def logits(padding: int) -> Tensor:
+        ids = pad(row, (0, padding), value=base.tokenizer.pad_token_id or 0)
+        mask = pad(torch.ones_like(row), (0, padding))
+        found: Tensor = base.model(input_ids=ids, attention_mask=mask).logits.float()
+        return found[:, :length] if base.causal else found
+
+    alone = logits(0)
+    return bool((logits(length) - alone).norm() <= _ROUNDING * alone.norm())
+
+
+def _is_given_rows(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
+    """Whether every layer that a pack replaces is given the batch on its first axis, or rows of tokens in its order."""
     rows, length = 8, min(7, position_limit(base) or 7)
     shapes: list[torch.Size] = []
     names = [*(target.name for target in targets), *base.trained_modules]

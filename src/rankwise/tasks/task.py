@@ -5,10 +5,9 @@ megabytes, not gigabytes). A batch is a pure function of lengths, seed and posit
 every rank of a seed sees the same batches in the same order and a resumed run finds its place.
 
 Batches are bucketed: rows are shuffled, cut into windows of `WINDOW` batches and sorted by
-length inside each window, so that a batch pads to nearly its own length while its content
-stays random. Sorting the whole epoch would save a little more padding and make the order of
-lengths the same in every epoch. At one place of an epoch the batches of all seeds are of about
-one length, so that those of several, side by side in a pack, pad little too.
+length inside each window, but for a random shift of less than two batches, so that a batch pads
+to nearly its own length while its content stays random. At one place of an epoch the batches of all
+seeds are of about one length, so that those of several, side by side in a pack, pad little too.
 """
 
 from __future__ import annotations
@@ -202,15 +201,26 @@ def training_rows(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[n
     """
     epoch = 0
     while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(len(lengths))
         span = batch_size * WINDOW
-        windows = (order[start : start + span] for start in range(0, len(order), span))
-        by_length = np.concatenate([window[np.argsort(-lengths[window], kind="stable")] for window in windows])
+        windows = [order[start : start + span] for start in range(0, len(order), span)]
+        sorted_windows = [window[_about_by_length(lengths[window], batch_size, generator)] for window in windows]
+        by_length = np.concatenate(sorted_windows)
         batches = [by_length[start : start + batch_size] for start in range(0, len(order), batch_size)]
         # Of all seeds alike: a place's length is that of its window's share.
         for position in np.random.default_rng(epoch).permutation(len(batches)):
             yield batches[position]
         epoch += 1
+
+
+def _about_by_length(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> np.ndarray:
+    """Where rows of these lengths stand, the longest first, each out of its place by less than two batches.
+
+    In their places, the rows of an epoch of one window would make the same batches for every seed.
+    """
+    places = np.argsort(np.argsort(-lengths, kind="stable"))
+    return np.argsort(places + 2 * batch_size * generator.random(len(lengths)))
 
 
 def pack_rows(lengths: np.ndarray, batch_size: int, seeds: Sequence[int]) -> Iterator[PackRows]:

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +22,7 @@ _LOGITS = 2**25  # at most so many at once
 
 def tokens_at_once(base: BaseModel, most: int) -> int:
     """How many tokens, over all trials, an evaluation may take at once; `most` where logits come in parts."""
-    if not base.causal or base.plain_head:
+    if not base.causal or _plain_output_layer(base) is not None:
         return most
     return min(most, _LOGITS // _vocabulary(base))
 
@@ -65,13 +65,12 @@ def _of_tokens(
         nll = functional.cross_entropy(logits.float(), labels, reduction="none")
         return nll, (logits.detach().argmax(dim=-1) == labels).long()
 
-    if not base.plain_head:
+    head = _plain_output_layer(base)
+    if head is None:
         return judged(at_tokens(base.model(**batch.inputs).logits), targets)
-    head = base.model.get_output_embeddings()
-    assert head is not None
 
     def of_chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return judged(cast(Tensor, head(hidden)), labels)
+        return judged(head(hidden), labels)
 
     hidden = at_tokens(base.model.base_model(**batch.inputs).last_hidden_state)
     size = max(1, _LOGITS // _vocabulary(base))
@@ -81,6 +80,15 @@ def _of_tokens(
     parts = [cast(tuple[Tensor, Tensor], checkpoint(of_chunk, *chunk, use_reentrant=False)) for chunk in chunks]
     nlls, rights = zip(*parts, strict=True)
     return torch.cat(nlls), torch.cat(rights)
+
+
+def _plain_output_layer(base: BaseModel) -> nn.Linear | None:
+    """The output layer, where logits are its product and nothing more.
+
+    With a pack's adapters on it, it is not: they need the rows of all trials, equally many each.
+    """
+    head = base.model.get_output_embeddings() if base.plain_head else None
+    return head if isinstance(head, nn.Linear) else None
 
 
 def _vocabulary(base: BaseModel) -> int:

@@ -127,7 +127,7 @@ def run_pack(
                 progress.evaluations.append(evaluate(base, len(pack.trials), task, progress.step))
             if checkpoint is not None and (at_rung or now - saved > CHECKPOINT_SECONDS):
                 write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
-                saved = now
+                saved = time.monotonic()
             if at_rung or now - told > _REPORT_SECONDS:
                 observe(_report(progress))
                 told = now
