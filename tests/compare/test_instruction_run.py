@@ -18,6 +18,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.preview import plan_rank_comparison
 from rankwise.compare.run import run_rank_comparison
 from rankwise.records import RankComparison
+from tests.compare.runs import numbers
 from tests.models import CHAT_TEMPLATE, save_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("given_costs")
@@ -130,6 +131,17 @@ def test_a_run_that_had_fewer_seeds_ends_as_one_that_had_all(
     for one, other in zip(extended.experiments, finished.experiments, strict=True):
         assert (one.rank, one.learning_rate) == (other.rank, other.learning_rate)
         assert one.nll == pytest.approx(other.nll, rel=1e-4)
+
+
+def test_without_packs_it_ends_with_the_same_bits(config: ComparisonConfig, tmp_path: Path) -> None:
+    alone = replace(config, pack_size=1, steps=6)
+    run_rank_comparison(alone, run=tmp_path / "whole")
+    run_rank_comparison(replace(alone, seeds=1), run=tmp_path / "run")
+    run_rank_comparison(alone, run=tmp_path / "run", resume=True)
+    mine, other = numbers(tmp_path / "run"), numbers(tmp_path / "whole")
+    assert {name: value for name, value in mine.items() if name != "plans"} == {
+        name: value for name, value in other.items() if name != "plans"
+    }
 
 
 def test_a_plan_trains_nothing(config: ComparisonConfig) -> None:

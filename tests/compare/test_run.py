@@ -25,6 +25,7 @@ from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
+from rankwise.compare.prepare import prepare
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
@@ -384,6 +385,13 @@ def test_a_plan_counts_and_leaves_nothing(
     # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30.
     assert plan.training_seconds_at_most == pytest.approx(120 / 50 * plan.training_seconds)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pack_has_no_more_trials_than_pay_on_its_device(config: ComparisonConfig) -> None:
+    prepared = prepare(config, lambda text, share=None: None)
+    cuda = replace(prepared, base=replace(prepared.base, device=torch.device("cuda")))
+    assert (prepared.most_trials, cuda.most_trials) == (8, 16)
+    assert plan_rank_comparison(replace(config, seeds=3)).packs == 2
 
 
 def test_one_seed_gives_no_interval_and_says_so(config: ComparisonConfig, tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_the_rows_of_a_pack_are_each_trials_own() -> None:
         assert all(np.array_equal(rows[position], own) for rows, own in zip(side_by_side, alone, strict=True))
 
 
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3]])
-def test_training_batches_pad_less_than_a_plain_shuffle(seeds: list[int]) -> None:
+@pytest.mark.parametrize(("seeds", "most"), [([0], 1.1), ([0, 1, 2, 3], 1.15)])
+def test_training_batches_pad_less_than_a_plain_shuffle(seeds: list[int], most: float) -> None:
     lengths = np.random.default_rng(0).integers(5, 200, size=2000)
 
     def padded(batches: Iterable[np.ndarray]) -> int:
@@ -100,7 +100,7 @@ def test_training_batches_pad_less_than_a_plain_shuffle(seeds: list[int]) -> Non
     bucketed = padded(itertools.islice(pack_rows(lengths, 20, seeds), 100))
     shuffled = len(seeds) * padded(np.split(np.random.default_rng(0).permutation(2000), 100))
     whole = len(seeds) * lengths.sum()
-    assert whole <= bucketed < whole * 1.15 < shuffled
+    assert whole <= bucketed < whole * most < shuffled
 
 
 @given(lengths_of_rows, st.integers(1, 400))

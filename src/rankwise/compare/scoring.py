@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +20,6 @@ from rankwise.records import Scores, Trial
 from rankwise.tasks.task import Split
 from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
-
-_seed = attrgetter("seed")
 
 
 def score_baseline(
@@ -59,7 +55,7 @@ def score_trials(
     """
     test, retained = prepared.task.test, prepared.task.retained
     # Of one seed, so that a run which is extended by others need not score its trials again.
-    of_seeds = [list(of_seed) for _, of_seed in groupby(sorted(trials, key=_seed), key=_seed)]
+    of_seeds = ([trial for trial in trials if trial.seed == seed] for seed in sorted({trial.seed for trial in trials}))
     for members in (members for of_seed in of_seeds for members in divide(of_seed, prepared.most_trials)):
         untested = [trial for trial in members if trial.id not in _done(journal, "scored", test)]
         unread = [

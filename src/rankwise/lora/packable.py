@@ -18,8 +18,8 @@ def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
     """Whether layers can tell the trials' rows apart, and how far rows are padded does not matter.
 
     DeBERTa projects its relative positions once for the whole batch, Longformer and XLNet put the
-    positions first. There a layer cannot tell whose rows it sees. ConvBERT's convolutions reach into the padding,
-    and a trial's rows are padded to the longest of its pack. There a pack must be one trial.
+    positions first. There a layer cannot tell whose rows it sees. Other models mix padding in,
+    without a mask, and a trial's rows are padded to the longest of its pack. There a pack must be one trial.
     """
     return _is_given_rows(base, targets) and _is_blind_to_padding(base)
 
