@@ -41,21 +41,29 @@ def walk(
     ranks: Sequence[int] = RANKS,
     *,
     shown: bool = False,
+    followed: Mapping[int, Evidence | None] | None = None,
 ) -> tuple[list[int], Step, str]:
     """The ranks in the order in which they are trained after the largest, the last step, and the way in words.
 
-    `shown` is what test says, which may be asked once.
+    `shown` is what test says, which may be asked once. `followed` are the ranks' losses at the largest one's learning
+    rate, where there are more; a rank that is trained at the others too comes twice in the order.
     """
     evidence = {ranks[-1]: trained[ranks[-1]]}
     order: list[int] = []
-    steps = [next_step(ranks, cut, evidence, SCALE, lambda rank: shown)]
-    while (rank := steps[-1].rank) is not None:
-        assert rank not in evidence
-        order.append(rank)
-        evidence = dict(sorted((evidence | {rank: trained[rank]}).items()))
+    following: set[int] = set()
+    steps: list[Step] = []
+    while True:
         asked = any(step.looked for step in steps)
-        steps.append(next_step(ranks, cut, evidence, SCALE, None if asked else lambda rank: shown))
-    return order, steps[-1], path_text(steps)
+        follow = None if followed is None else following
+        steps.append(next_step(ranks, cut, evidence, SCALE, follow, None if asked else lambda rank: shown))
+        rank, follows = steps[-1].rank, steps[-1].follows
+        if rank is None:
+            return order, steps[-1], path_text(steps)
+        assert rank not in evidence or (rank in following and not follows)
+        order.append(rank)
+        following = following | {rank} if follows else following - {rank}
+        of_rank = followed[rank] if followed is not None and follows else trained[rank]
+        evidence = dict(sorted((evidence | {rank: of_rank}).items()))
 
 
 def losses(*of_ranks: float) -> dict[int, Evidence | None]:
@@ -123,8 +131,45 @@ def test_test_is_not_asked_where_a_cut_or_a_mean_loses_more(of_the_cut: float, o
     assert (order, last.stopped) == ([8, 16] if of_the_cut > 0.41 else [4, 8, 16], "noise")
 
 
+FLAT = dict.fromkeys(RANKS[:-1], 0.4)
+
+
+def test_a_rank_that_suffices_at_the_largest_ones_learning_rate_is_trained_at_no_other() -> None:
+    order, last, path = walk(FLAT, losses(0.6, 0.6, 0.6, 0.6, 0.4), followed=losses(0.402, 0.6, 0.6, 0.6, 0.6))
+    assert (order, last.stopped) == ([2], "plateau")
+    assert path.endswith("at 32's learning rate 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
+
+
+@pytest.mark.parametrize("alone", [of(0.6, 0.01), of(0.405, 0.1), None])
+def test_a_rank_that_does_not_is_trained_at_its_others_too(alone: Evidence | None) -> None:
+    order, last, path = walk(FLAT, losses(0.402, 0.6, 0.6, 0.6, 0.4), followed=losses(0, 0.6, 0.6, 0.6, 0) | {2: alone})
+    assert (order, last.stopped) == ([2, 2], "plateau")
+    assert " → at 32's learning rate 2 " in path
+    assert path.endswith(" → 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
+
+
+def test_one_that_test_shows_to_suffice_so_is_not() -> None:
+    trained = losses(0.6, 0.6, 0.6, 0.6, 0.4)
+    unclear = {rank: of(0.405, spread=0.1) for rank in RANKS}
+    order, last, _ = walk(FLAT, trained, followed=unclear, shown=True)
+    assert (order, last.stopped, last.looked) == ([2], "plateau", True)
+    order, _, path = walk(FLAT, trained, followed=unclear, shown=False)
+    assert order == [2, 2, 4, 4, 8, 8, 16, 16]
+    assert path.count("nor does test show") == 1
+
+
+def test_a_rank_to_which_the_cut_loses_more_is_trained_at_all_learning_rates() -> None:
+    cut = {2: 0.6, 4: 0.5, 8: 0.405, 16: 0.401}
+    trained = losses(0.6, 0.5, 0.402, 0.4, 0.4)
+    order, last, _ = walk(cut, trained, followed=trained)
+    assert (order, last.stopped) == ([4, 8], "plateau")
+    steps = [next_step(RANKS, cut, {32: trained[32]}, SCALE, (), None)]
+    steps.append(next_step(RANKS, cut, {4: trained[4], 32: trained[32]}, SCALE, (), None))
+    assert [(step.rank, step.follows) for step in steps] == [(4, False), (8, True)]
+
+
 def test_without_the_largest_rank_there_is_nothing_to_cut() -> None:
-    step = next_step(RANKS, {}, {32: None}, SCALE, None)
+    step = next_step(RANKS, {}, {32: None}, SCALE, None, None)
     assert step == Step(("32 has no learning rate at which every seed trains",), None, "noise")
 
 
@@ -136,11 +181,12 @@ def test_every_ladder_ends_and_stands_between_two_neighbours(seed: int, spread: 
         rank: Evidence(tuple(drawn.gauss(0.4 + drawn.random() / rank, spread) for _ in range(3)), 0.4, 0.4, False)
         for rank in ranks
     }
-    order, last, path = walk({rank: 0.4 + drawn.random() / rank for rank in ranks[:-1]}, trained, ranks)
+    cut = {rank: 0.4 + drawn.random() / rank for rank in ranks[:-1]}
+    order, last, path = walk(cut, trained, ranks, followed=drawn.choice([None, trained, dict.fromkeys(ranks)]))
     assert last.stopped in ("plateau", "no plateau", "noise")
     assert path.endswith(f"stop: {last.stopped}")
     # What was trained, with the largest, has no gap but one: above the ranks around the knee.
-    positions = sorted(ranks.index(rank) for rank in order)
+    positions = sorted({ranks.index(rank) for rank in order})
     assert positions == list(range(positions[0], positions[-1] + 1))
 
 
@@ -172,6 +218,13 @@ def finished(config: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory)
 def test_a_run_trains_the_largest_and_those_around_the_knee(finished: RankComparison) -> None:
     assert [experiment.rank for experiment in finished.experiments] == [1, 4]
     assert finished.recommendation.stopped == "plateau"
+    followed, largest = finished.experiments
+    assert followed.learning_rate == largest.learning_rate
+    trained = sorted(path.name for path in (finished.run / "trials").glob("r1-*"))
+    assert trained == [f"r1-a8-lr{followed.learning_rate:g}-s{seed}" for seed in range(followed.seeds)]
+    assert f"rank 1: trained at rank 4's learning rate alone, {followed.learning_rate:g}; another may do better" in (
+        finished.notes
+    )
     (path,) = [note for note in finished.notes if note.startswith("ladder: ")]
     assert path.startswith("ladder: 4 cut to 2 loses ")
     assert [(step["basis"]["ranks"], step["rank"]) for step in journal(finished.run, "ladder")] == [
@@ -255,7 +308,14 @@ def test_a_rank_that_test_does_not_show_to_suffice_is_followed_by_larger_ones(
 ) -> None:
     whole = run_rank_comparison(config, run=tmp_path / "whole")
     assert [experiment.rank for experiment in whole.experiments] == [1, 2, 4]
-    assert [step["looked"] for step in journal(whole.run, "ladder")] == [False, True, False]
+    steps = journal(whole.run, "ladder")
+    assert [(step["rank"], step["follows"], step["looked"]) for step in steps] == [
+        (1, True, False),
+        (1, False, True),
+        (2, True, False),
+        (2, False, False),
+        (None, False, False),
+    ]
     assert any(note.startswith("test was looked at once on the way") for note in whole.notes)
     scored = [trial for event in journal(whole.run, "scored") for trial in event["trials"]]
     assert len(scored) == len(set(scored)) == 6

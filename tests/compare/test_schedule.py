@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.results import choose
 from rankwise.compare.schedule import (
     MOST_ADDED,
     Leg,
@@ -63,8 +64,9 @@ class Run:
         rungs: tuple[int, ...] = RUNGS,
         before: Run | None = None,
         rank_0_nll: float = LEARNT,
+        following: Collection[int] = (),
     ) -> None:
-        self.schedule = schedule = Schedule(config, rungs, rank_0_nll)
+        self.schedule = schedule = Schedule(config, rungs, rank_0_nll, following)
         self.results: dict[Trial, TrialResult] = dict(before.results) if before else {}
         self.legs: list[Leg] = []
         self.trained: dict[Trial, int] = {}
@@ -175,16 +177,18 @@ def test_without_a_diverged_trial_every_step_is_taken_once_and_their_number_is_f
     st.sampled_from(["ranks", "rates", "seeds"]),
     some_seed,
     st.sampled_from([LEARNT, 0.4]),
+    st.sampled_from([(), (1,)]),
 )
 def test_a_run_that_was_smaller_ends_where_a_fresh_one_does(
-    ranks: int, rates: int, seeds: int, more: str, seed: int, rank_0_nll: float
+    ranks: int, rates: int, seeds: int, more: str, seed: int, rank_0_nll: float, following: tuple[int, ...]
 ) -> None:
+    assume(ranks > 1 or not following)
     losses = random_losses(seed, diverging=RUNGS[:1])
     small = config(ranks, rates, seeds)
     large = config(ranks + (more == "ranks"), rates + (more == "rates"), seeds + (more == "seeds"))
-    before = Run(small, losses, rank_0_nll=rank_0_nll)
-    fresh = Run(large, losses, rank_0_nll=rank_0_nll)
-    extended = Run(large, losses, before=before, rank_0_nll=rank_0_nll)
+    before = Run(small, losses, rank_0_nll=rank_0_nll, following=following)
+    fresh = Run(large, losses, rank_0_nll=rank_0_nll, following=following)
+    extended = Run(large, losses, before=before, rank_0_nll=rank_0_nll, following=following)
 
     def ends(run: Run) -> dict[Trial, tuple[str, float]]:
         return {trial: (one.status, one.validation_nll) for trial, one in run.settled.items()}
@@ -192,6 +196,34 @@ def test_a_run_that_was_smaller_ends_where_a_fresh_one_does(
     assert ends(extended) == ends(fresh)
     at_the_end = {trial for trial, one in before.results.items() if one.status == "trained"}
     assert at_the_end.isdisjoint(extended.trained)
+
+
+@given(counts, st.integers(1, 3), some_seed, st.sampled_from([LEARNT, 0.4]))
+def test_a_rank_that_follows_is_trained_at_the_largest_ones_best_rate_alone(
+    rates: int, seeds: int, seed: int, rank_0_nll: float
+) -> None:
+    asked = config(3, rates, seeds)
+    run = Run(asked, random_losses(seed), rank_0_nll=rank_0_nll, following=(1, 2))
+    of_the_largest = [one.validation_nll for trial, one in run.settled.items() if trial.rank == 4]
+    followed = {trial for trial in run.settled if trial.rank != 4}
+    if not run.finalists(4):
+        assert followed == set()
+        return
+    best = choose(replace(asked, ranks=(4,)), run.settled, rank_0_nll).by_rank[4][0].learning_rate
+    assert followed == {asked.trial(rank, best, number) for rank in (1, 2) for number in asked.seed_numbers}
+    assert {run.trained[trial] for trial in followed} == {RUNGS[-1]}
+    alone = Run(replace(asked, ranks=(4,)), random_losses(seed), rank_0_nll=rank_0_nll)
+    assert of_the_largest == [one.validation_nll for one in alone.settled.values()]
+
+
+def test_a_rank_follows_under_the_first_scaling_alone() -> None:
+    asked = config(2, 2, 1, scalings=("alpha/rank", "rslora"))
+    run = Run(asked, optimum_at(1e-4), following=(1,))
+    rates = {
+        scaling: {t.learning_rate for t in run.settled if (t.rank, t.use_rslora) == (1, scaling)}
+        for scaling in (False, True)
+    }
+    assert (len(rates[False]), len(rates[True])) == (1, 3)
 
 
 def optimum_at(best: float) -> Losses:

@@ -127,13 +127,15 @@ def weigh(
 class Step:
     """The rank to train next, or why none is; `found` are the sentences that it rests on.
 
-    `looked` tells whether the test split was asked for it.
+    `looked` tells whether the test split was asked for it, `follows` whether the rank is to follow the largest, as
+    schedule.py says.
     """
 
     found: tuple[str, ...]
     rank: int | None
     stopped: StopReason | None
     looked: bool = False
+    follows: bool = False
 
 
 def path_text(steps: Sequence[Step]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ def grow(
         if step.rank is None:
             looked = [_LOOKED] if any(earlier.looked for earlier in steps[:-1]) else []
             return Grown(grown, step.stopped, (path, *looked, *_TRUST.get(config.strategy, ())))
-        grown = grown.as_grid(sorted((*grown.config.ranks, step.rank)))
+        following = grown.following | {step.rank} if step.follows else grown.following - {step.rank}
+        grown = grown.as_grid({*grown.config.ranks, step.rank}, following)
 
 
 def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:
         "keep": config.keep,
         "margin": config.margin,
     }
-    return basis | ({"among": list(prepared.config.ranks)} if prepared.config.strategy == "ladder" else {})
+    of_a_ladder = {"among": list(prepared.config.ranks), "following": sorted(grown.following)}
+    return basis | (of_a_ladder if prepared.config.strategy == "ladder" else {})
 
 
 def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: float | None) -> Step | None:
@@ -95,7 +97,8 @@ def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: 
         if event["basis"] == basis:
             # Another budget is asked again where it was what stopped; what was begun is never taken back.
             stands = event["stopped"] != "budget" or event["budget"] == budget
-            return Step(tuple(event["found"]), event["rank"], event["stopped"], event["looked"]) if stands else None
+            values = {field.name: event[field.name] for field in fields(Step)}
+            return Step(**values | {"found": tuple(event["found"])}) if stands else None
     return None
 
 
@@ -132,8 +135,9 @@ def _next_step(
             tell(f"asking test about rank {rank}")
             return _suffices_on_test(prepared, directory, journal, choice, (rank, largest), tell)
 
-        ranks = prepared.config.ranks
-        return ladder.next_step(ranks, cut, evidence, scale, shown_by_test if may_look else None)
+        following = grown.following if len(config.learning_rates) > 1 else None
+        look = shown_by_test if may_look else None
+        return ladder.next_step(prepared.config.ranks, cut, evidence, scale, following, look)
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
     budget = prepared.config.budget
     room = escalate.Room(

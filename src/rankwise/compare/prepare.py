@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol, runtime_checkable
@@ -40,7 +40,10 @@ _DEFAULT_EPOCHS = 3.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is in memory before anything is measured or trained."""
+    """Everything that is in memory before anything is measured or trained.
+
+    `following` are the ranks that are trained at the largest one's learning rate alone (schedule.py).
+    """
 
     config: ComparisonConfig
     base: BaseModel
@@ -48,6 +51,7 @@ class Prepared:
     targets: tuple[LinearLayer, ...]
     settings: TrainingSettings
     packable: bool
+    following: frozenset[int] = frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -66,9 +70,10 @@ class Prepared:
             f"r={capacity_floor(tokens, self.targets)} could hold; this has said 15 to 21 where 64 to 256 were needed"
         ]
 
-    def as_grid(self, ranks: Sequence[int]) -> Prepared:
-        """The same as a grid of these ranks."""
-        return replace(self, config=replace(self.config, strategy="grid", budget=None, ranks=tuple(ranks)))
+    def as_grid(self, ranks: Collection[int], following: Collection[int] = ()) -> Prepared:
+        """The same as a grid of these ranks, some of which follow the largest."""
+        config = replace(self.config, strategy="grid", budget=None, ranks=tuple(sorted(ranks)))
+        return replace(self, config=config, following=frozenset(following))
 
     @property
     def most_trials(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.schedule import best_rate
 from rankwise.errors import RunError
 from rankwise.records import Trial, TrialResult
 
@@ -42,10 +42,7 @@ class Choice:
 
 
 def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult], rank_0_nll: float) -> Choice:
-    """Each rank's learning rate with the lowest validation loss over all seeds; no entry where all diverged.
-
-    A rate at which fewer seeds fail, ending no lower than rank 0 with its `rank_0_nll`, comes first: a mean over seeds
-    would hide one that a high rate has killed behind others that it has helped.
+    """Each rank's best learning rate over all seeds, by validation; no entry where all diverged.
 
     `config` has one scaling; results under another are left out. Raises `RunError` where no rank has a rate.
     """
@@ -57,19 +54,14 @@ def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult], rank_
             rate: [mine[config.trial(rank, rate, seed)].validation_nll for seed in config.seed_numbers]
             for rate in _tried(mine, rank)
         }
-        trained = {rate: of_seeds for rate, of_seeds in losses.items() if max(of_seeds) < float("inf")}
-        if trained:
-            best = min(trained, key=lambda rate: (_failures(trained[rate], rank_0_nll), fmean(trained[rate])))
+        best = best_rate(losses, rank_0_nll)
+        if best is not None:
             chosen[rank] = tuple(config.trial(rank, best, seed) for seed in config.seed_numbers)
     if not chosen:
         raise RunError(
             "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
         )
     return Choice(config, mine, chosen, rank_0_nll)
-
-
-def _failures(losses: Sequence[float], rank_0_nll: float) -> int:
-    return sum(loss >= rank_0_nll for loss in losses)
 
 
 def notes_on_training(choice: Choice) -> list[str]:
@@ -86,6 +78,7 @@ def notes_on_training(choice: Choice) -> list[str]:
     if len(config.learning_rates) == 1:
         notes.append("one learning rate was tried: it may be fairer to some ranks than to others")
     else:
+        notes += _notes_on_following(choice)
         notes += _notes_on_edges(choice)
     if config.seeds == 1:
         notes.append("one seed says nothing about how much another would differ: no intervals, no verdicts")
@@ -105,10 +98,21 @@ def _notes_on_failures(choice: Choice) -> Iterator[str]:
             )
 
 
+def _notes_on_following(choice: Choice) -> Iterator[str]:
+    ranks = [rank for rank in choice.by_rank if len(_tried(choice.results, rank)) == 1]
+    if ranks:
+        rate, largest = choice.by_rank[ranks[0]][0].learning_rate, max(choice.config.ranks)
+        yield (
+            f"rank {_listed(ranks)}: trained at rank {largest}'s learning rate alone, {rate:g}; another may do better"
+        )
+
+
 def _notes_on_edges(choice: Choice) -> Iterator[str]:
     edges: dict[tuple[float, str], list[int]] = {}
     for rank, trials in choice.by_rank.items():
         rate, rates = trials[0].learning_rate, _tried(choice.results, rank)
+        if len(rates) == 1:
+            continue
         for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
             if rate == edge:
                 edges.setdefault((edge, direction), []).append(rank)

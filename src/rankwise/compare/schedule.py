@@ -6,6 +6,8 @@ rank's rates goes on, once one of them has less loss than rank 0: before that th
 head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves
 of different ranks coincide early and separate late (SCIENCE.md, section 5), so no rank is ever dropped.
 
+A rank that *follows* the largest trains at that one's best learning rate alone, once this has ended.
+
 Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
 rates, replays the schedule on the results that it has, and ends where one that had begun with the larger
 configuration does. Two consequences:
@@ -52,11 +54,15 @@ class RankRates:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a comparison trains next, given its results. `rank_0_nll` is the loss of rank 0 on validation."""
+    """What a comparison trains next, given its results. `rank_0_nll` is the loss of rank 0 on validation.
+
+    `following` are the ranks that follow the largest one under the first scaling; under others none does.
+    """
 
     config: ComparisonConfig
     rungs: Sequence[int]
     rank_0_nll: float
+    following: Collection[int] = ()
 
     def next_leg(self, results: Results, resumable: Collection[Trial] = ()) -> Leg | None:
         """What to train next: of the trials that have not come to their rung, those that stand furthest behind.
@@ -117,6 +123,9 @@ class Schedule:
         A single one was asked for, so it is neither extended nor compared.
         """
         tried, rungs = config.learning_rates, self.rungs
+        if rank in self.following and config.scalings == self.config.scalings[:1]:
+            best = self._best_of_the_largest(config, results)
+            return RankRates(best, best, rungs[-1])
         if len(tried) == 1:
             return RankRates(tried, tried, rungs[-1])
 
@@ -148,9 +157,38 @@ class Schedule:
             left = _kept(found, half=min(found.values()) < self.rank_0_nll)
         return RankRates(tried, left, rungs[-1])
 
+    def _best_of_the_largest(self, config: ComparisonConfig, results: Results) -> tuple[float, ...]:
+        """The learning rate that the largest rank ends best with; none before it has ended, or where all diverged."""
+        largest = max(config.ranks)
+        rates = self.rank_rates(config, results, largest)
+        trials = {rate: list(_trials(config, largest, [rate])) for rate in rates.left}
+        ended = all(_has_come_to(results, trial, self.rungs[-1]) for of_rate in trials.values() for trial in of_rate)
+        if not ended:
+            return ()
+        losses = {rate: [results[trial].validation_nll for trial in of_rate] for rate, of_rate in trials.items()}
+        best = best_rate(losses, self.rank_0_nll)
+        return () if best is None else (best,)
+
     def _curves(self) -> Iterator[tuple[ComparisonConfig, int]]:
         """Every scaling with every rank: each has learning rates of its own."""
         return ((one, rank) for one in self.config.each_scaling for rank in self.config.ranks)
+
+
+def best_rate(losses: Mapping[float, Sequence[float]], rank_0_nll: float) -> float | None:
+    """The learning rate with the lowest mean of its seeds' validation losses; None where a seed of each diverged.
+
+    A rate at which fewer seeds fail, ending no lower than rank 0 with its `rank_0_nll`, comes first: a mean would hide
+    one that a high rate has killed behind others that it has helped.
+
+    >>> best_rate({1e-3: [0.4, 0.5], 2e-3: [0.1, 0.7], 4e-3: [0.1, float("inf")]}, rank_0_nll=0.6)
+    0.001
+    """
+    trained = {rate: of_seeds for rate, of_seeds in losses.items() if max(of_seeds) < float("inf")}
+
+    def failures_and_mean(rate: float) -> tuple[int, float]:
+        return sum(loss >= rank_0_nll for loss in trained[rate]), fmean(trained[rate])
+
+    return min(trained, key=failures_and_mean, default=None)
 
 
 def steps_per_seed(rates: int, rungs: Sequence[int]) -> int:

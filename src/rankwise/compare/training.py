@@ -68,7 +68,7 @@ def train(
     results = directory.results(journal)
     size = _journaled_size(prepared, journal, costs)
     settings = prepared.settings
-    schedule = Schedule(prepared.config, settings.rungs, validation_baseline(journal).nll)
+    schedule = Schedule(prepared.config, settings.rungs, validation_baseline(journal).nll, prepared.following)
     while packs := _packs(prepared, schedule, directory, journal, results, size):
         out = schedule.dropped(results)
         observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
