@@ -4,7 +4,7 @@
 
 A mutant is *killed* where a test fails, or where it takes four times as long as the code does, and *survives* where
 all pass. A survivor is a hole in the tests, or it means the same as what was written: those are read by a person. The
-code is copied, and each mutant's tests run in a process that is forked when everything else is imported.
+code is copied, once a worker, and each mutant's tests run in a process that is forked when everything else is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from benchmarks.validity.record import write_record
 
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--room", required=True, help="a folder of src/rankwise, whose tests lie in tests/ likewise")
     parser.add_argument("--mutants", type=int, required=True, help="how many of all that there are, drawn with seed 0")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="tested side by side; default: %(default)s")
     options = parser.parse_args()
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
@@ -100,27 +103,39 @@ def main() -> None:
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as place:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{place}/hypothesis"
-        source = Path(place) / "src"
-        shutil.copytree(_HOME / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        sources: SimpleQueue[Path] = SimpleQueue()
+        for number in range(options.workers):
+            source = Path(place) / str(number)
+            shutil.copytree(_HOME / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+            sources.put(source)
         if _run(options.room, source) != 0:
             raise SystemExit(f"the tests of {options.room} do not pass as they are")
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = 4 * math.ceil(used.ru_utime + used.ru_stime) + 10
         found = [
-            (file, line, what, tree)
+            (file.relative_to(source), line, what, tree)
             for file in sorted((source / "rankwise" / options.room).rglob("*.py"))
             for line, what, tree in mutants(ast.parse(file.read_text()))
         ]
         chosen = random.Random(0).sample(found, min(options.mutants, len(found)))
-        survived = []
-        for number, (file, line, what, tree) in enumerate(chosen, start=1):
-            whole = file.read_text()
-            file.write_text(ast.unparse(tree))
-            code = _run(options.room, source, seconds)
-            file.write_text(whole)
-            if code == 0:
-                survived.append(f"{file.relative_to(source / 'rankwise')}:{line}: {what}")
-                print(f"{number} of {len(chosen)} survives: {survived[-1]}", flush=True)
+
+        def survivor(mutant: tuple[Path, int, str, ast.Module]) -> str | None:
+            """What survives, told at once."""
+            name, line, what, tree = mutant
+            mine = sources.get()
+            whole = (mine / name).read_text()
+            (mine / name).write_text(ast.unparse(tree))
+            code = _run(options.room, mine, seconds)
+            (mine / name).write_text(whole)
+            sources.put(mine)
+            if code != 0:
+                return None
+            told = f"{name.relative_to('rankwise')}:{line}: {what}"
+            print(f"survives: {told}", flush=True)
+            return told
+
+        with ThreadPoolExecutor(options.workers) as pool:
+            survived = [told for told in pool.map(survivor, chosen) if told is not None]
     findings = {
         "possible": len(found),
         "tried": len(chosen),

@@ -3,8 +3,9 @@
 The truth is what the grid says: the smallest rank that is shown to suffice, or, where smaller ones are unresolved, any
 of them too. Three ways are scored: the ladder's answer; the cut alone, that is the smallest rank to which one trained
 adapter of the largest can be cut without losing more than the margin, once a seed; and the probe, once a seed. Regret
-is what following loses on test to the grid's answer, in the metric that decides, by the grid's own trials, with 95 %
-limits over seeds and examples. Costs are of this run, on one machine, one after another, without loading.
+is what following loses on test to the grid's answer, in the metric that decides, by the grid's own trials (the ladder's
+by its own, which may have another learning rate), with 95 % limits over seeds and examples. Costs are of this run, on
+one machine, one after another, without loading.
 
     python -m benchmarks.fidelity --out benchmarks/results/fidelity.json --work /tmp/fidelity
 
@@ -84,7 +85,7 @@ def score(name: str, config: ComparisonConfig, work: Path) -> dict[str, Any]:
             "trained": [row.rank for row in ladder.experiments],
             "path": next(note for note in ladder.notes if note.startswith("ladder: ")),
             "status": ladder.recommendation.status,
-            "named": [truth.judged(ladder.recommendation.rank)],
+            "named": [truth.judged(ladder.recommendation.rank, ladder)],
             "share_of_seconds": ladder.wall_seconds / grid.wall_seconds,
             "share_of_trial_steps": ladder_steps / grid_steps,
         },
@@ -127,21 +128,26 @@ class Truth:
         sufficient = self.grid.recommendation.rank or max(RANKS)
         return [r.rank for r in self.grid.experiments if r.verdict != "underfits" and r.rank <= sufficient]
 
-    def judged(self, named: int | None) -> dict[str, Any]:
-        """A named rank against the grid: how many ranks off it is, and what following it loses on test."""
+    def judged(self, named: int | None, by: RankComparison | None = None) -> dict[str, Any]:
+        """A named rank against the grid: how many ranks off it is, and what following it loses on test.
+
+        By the trials of the comparison that named it, else by the grid's own.
+        """
         if named is None:
             return {"rank": None, "off": None, "regret": None}
         nearest = min(RANKS, key=lambda rank: abs(np.log2(rank / named)))
         place = RANKS.index(nearest)
         low, high = RANKS.index(self.possible[0]), RANKS.index(self.possible[-1])
         off = min(place - low, 0) or max(place - high, 0)
-        lost = self._losses(nearest) - self._losses(self.grid.recommendation.rank or max(RANKS))
+        lost = self._losses(by or self.grid, nearest) - self._losses(
+            self.grid, self.grid.recommendation.rank or max(RANKS)
+        )
         regret = crossed_interval(lost, groups=self.groups)
         return {"rank": named, "off": off, "regret": [regret.mean, regret.low, regret.high]}
 
-    def _losses(self, rank: int) -> np.ndarray:
-        directory = RunDirectory(self.grid.run)
-        (row,) = [row for row in self.grid.experiments if row.rank == rank]
+    def _losses(self, comparison: RankComparison, rank: int) -> np.ndarray:
+        directory = RunDirectory(comparison.run)
+        (row,) = [row for row in comparison.experiments if row.rank == rank]
         trials = [self.config.trial(rank, row.learning_rate, seed) for seed in self.config.seed_numbers]
         scores = read_stacked(directory, [directory.trial(trial) for trial in trials])
         return scores.nll if self.config.metric == "nll" else 1 - scores.correct

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rankwise import ComparisonConfig, RankComparison, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.answer import judge
 from rankwise.compare.cut import cut, in_order
+from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.compare.journal import Journal
 from rankwise.compare.ladder import next_step
@@ -35,6 +37,17 @@ def of(loss: float, spread: float = 0.0) -> Evidence:
     return Evidence((loss - spread, loss, loss + spread), loss, loss, rising=False)
 
 
+def step_after(
+    cut: Mapping[int, float],
+    evidence: Mapping[int, Evidence | None],
+    ranks: Sequence[int] = RANKS,
+    alone: Collection[int] = (),
+    may_follow: bool = False,
+    shown_by_test: Callable[[int], bool] | None = None,
+) -> Step:
+    return next_step(ranks, cut, evidence, SCALE, alone=alone, may_follow=may_follow, shown_by_test=shown_by_test)
+
+
 def walk(
     cut: Mapping[int, float],
     trained: Mapping[int, Evidence | None],
@@ -50,18 +63,19 @@ def walk(
     """
     evidence = {ranks[-1]: trained[ranks[-1]]}
     order: list[int] = []
-    following: set[int] = set()
+    alone: set[int] = set()
     steps: list[Step] = []
     while True:
         asked = any(step.looked for step in steps)
-        follow = None if followed is None else following
-        steps.append(next_step(ranks, cut, evidence, SCALE, follow, None if asked else lambda rank: shown))
+        steps.append(
+            step_after(cut, evidence, ranks, alone, followed is not None, None if asked else lambda rank: shown)
+        )
         rank, follows = steps[-1].rank, steps[-1].follows
         if rank is None:
             return order, steps[-1], path_text(steps)
-        assert rank not in evidence or (rank in following and not follows)
+        assert rank not in evidence or (rank in alone and not follows)
         order.append(rank)
-        following = following | {rank} if follows else following - {rank}
+        alone = alone | {rank} if follows else alone - {rank}
         of_rank = followed[rank] if followed is not None and follows else trained[rank]
         evidence = dict(sorted((evidence | {rank: of_rank}).items()))
 
@@ -137,14 +151,14 @@ FLAT = dict.fromkeys(RANKS[:-1], 0.4)
 def test_a_rank_that_suffices_at_the_largest_ones_learning_rate_is_trained_at_no_other() -> None:
     order, last, path = walk(FLAT, losses(0.6, 0.6, 0.6, 0.6, 0.4), followed=losses(0.402, 0.6, 0.6, 0.6, 0.6))
     assert (order, last.stopped) == ([2], "plateau")
-    assert path.endswith("at 32's learning rate 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
+    assert path.endswith("at 32's learning rate: 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
 
 
 @pytest.mark.parametrize("alone", [of(0.6, 0.01), of(0.405, 0.1), None])
 def test_a_rank_that_does_not_is_trained_at_its_others_too(alone: Evidence | None) -> None:
     order, last, path = walk(FLAT, losses(0.402, 0.6, 0.6, 0.6, 0.4), followed=losses(0, 0.6, 0.6, 0.6, 0) | {2: alone})
     assert (order, last.stopped) == ([2, 2], "plateau")
-    assert " → at 32's learning rate 2 " in path
+    assert " → at 32's learning rate: 2 " in path
     assert path.endswith(" → 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
 
 
@@ -158,18 +172,24 @@ def test_one_that_test_shows_to_suffice_so_is_not() -> None:
     assert path.count("nor does test show") == 1
 
 
+def test_where_a_rank_cannot_be_told_apart_those_after_it_are_trained_at_all_learning_rates() -> None:
+    unclear = {rank: of(0.405, spread=0.1) for rank in RANKS}
+    order, _, _ = walk(FLAT, unclear, followed=unclear)
+    assert order == [2, 2, 4, 8, 16]
+
+
 def test_a_rank_to_which_the_cut_loses_more_is_trained_at_all_learning_rates() -> None:
     cut = {2: 0.6, 4: 0.5, 8: 0.405, 16: 0.401}
     trained = losses(0.6, 0.5, 0.402, 0.4, 0.4)
     order, last, _ = walk(cut, trained, followed=trained)
     assert (order, last.stopped) == ([4, 8], "plateau")
-    steps = [next_step(RANKS, cut, {32: trained[32]}, SCALE, (), None)]
-    steps.append(next_step(RANKS, cut, {4: trained[4], 32: trained[32]}, SCALE, (), None))
+    steps = [step_after(cut, {32: trained[32]}, may_follow=True)]
+    steps.append(step_after(cut, {4: trained[4], 32: trained[32]}, may_follow=True))
     assert [(step.rank, step.follows) for step in steps] == [(4, False), (8, True)]
 
 
 def test_without_the_largest_rank_there_is_nothing_to_cut() -> None:
-    step = next_step(RANKS, {}, {32: None}, SCALE, None, None)
+    step = step_after({}, {32: None}, may_follow=True)
     assert step == Step(("32 has no learning rate at which every seed trains",), None, "noise")
 
 
@@ -222,9 +242,11 @@ def test_a_run_trains_the_largest_and_those_around_the_knee(finished: RankCompar
     assert followed.learning_rate == largest.learning_rate
     trained = sorted(path.name for path in (finished.run / "trials").glob("r1-*"))
     assert trained == [f"r1-a8-lr{followed.learning_rate:g}-s{seed}" for seed in range(followed.seeds)]
-    assert f"rank 1: trained at rank 4's learning rate alone, {followed.learning_rate:g}; another may do better" in (
-        finished.notes
-    )
+    assert (
+        f"rank 1: trained at rank 4's learning rate alone, {followed.learning_rate:g}; another may do better, and "
+        "--strategy grid tries them"
+    ) in finished.notes
+    assert "other learning rates at rank 1" in finished.recommendation.unknown
     (path,) = [note for note in finished.notes if note.startswith("ladder: ")]
     assert path.startswith("ladder: 4 cut to 2 loses ")
     assert [(step["basis"]["ranks"], step["rank"]) for step in journal(finished.run, "ladder")] == [
@@ -312,7 +334,6 @@ def test_a_rank_that_test_does_not_show_to_suffice_is_followed_by_larger_ones(
     assert [(step["rank"], step["follows"], step["looked"]) for step in steps] == [
         (1, True, False),
         (1, False, True),
-        (2, True, False),
         (2, False, False),
         (None, False, False),
     ]
@@ -365,3 +386,40 @@ def test_a_plan_is_that_of_the_largest_rank(config: ComparisonConfig) -> None:
     plan = plan_rank_comparison(config)
     assert plan.trials == 4
     assert any("of rank 4 to start with" in note for note in plan.notes)
+
+
+def test_a_rank_that_followed_first_ends_with_the_better_of_its_rates(
+    unclear: None, config: ComparisonConfig, finished: RankComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed where its others come next, and extended by a seed, the run ends where one does that has begun so."""
+    append = Journal.append
+
+    def kill(self: Journal, event: str, **values: Any) -> None:
+        append(self, event, **values)
+        if event == "ladder" and values["rank"] == 1 and not values["follows"]:
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", kill)
+        with pytest.raises(KilledError):
+            run_rank_comparison(config, run=tmp_path / "run")
+    small = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    (smallest, *_) = small.experiments
+    results = RunDirectory(small.run).results(Journal(small.run / "journal.jsonl"))
+    means = {
+        rate: fmean(
+            result.validation_nll
+            for result in results.values()
+            if (result.trial.rank, result.trial.learning_rate) == (1, rate)
+        )
+        for rate in {trial.learning_rate for trial in results if trial.rank == 1}
+    }
+    assert finished.experiments[0].learning_rate in means
+    assert len(means) > 1
+    assert means[smallest.learning_rate] == min(means.values())
+    assert not any("learning rate alone" in note for note in small.notes)
+    extended = run_rank_comparison(replace(config, seeds=3), run=tmp_path / "run", resume=True)
+    fresh = run_rank_comparison(replace(config, seeds=3), run=tmp_path / "fresh")
+    assert [row.learning_rate for row in extended.experiments] == [row.learning_rate for row in fresh.experiments]
+    for mine, other in zip(extended.experiments, fresh.experiments, strict=True):
+        assert mine.nll == pytest.approx(other.nll, rel=1e-4)

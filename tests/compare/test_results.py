@@ -61,7 +61,7 @@ def test_a_mean_hides_no_seed_that_a_rate_has_killed() -> None:
     assert choice.failed(2) == []
     assert choice.failed(4) == [CONFIG.trial(4, 1e-2, 1)]
     assert notes_on_training(choice)[0] == (
-        "rank 4: at its best learning rate, 0.01, seed 1 ended no better than rank 0; "
+        "rank 4: at its learning rate, 0.01, seed 1 ended no better than rank 0; "
         "add lower --learning-rates, or more --steps"
     )
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from hypothesis import assume, given
@@ -13,6 +14,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.results import choose
 from rankwise.compare.schedule import (
     MOST_ADDED,
+    Following,
     Leg,
     Schedule,
     most_rates,
@@ -64,7 +66,7 @@ class Run:
         rungs: tuple[int, ...] = RUNGS,
         before: Run | None = None,
         rank_0_nll: float = LEARNT,
-        following: Collection[int] = (),
+        following: Following = {},  # noqa: B006
     ) -> None:
         self.schedule = schedule = Schedule(config, rungs, rank_0_nll, following)
         self.results: dict[Trial, TrialResult] = dict(before.results) if before else {}
@@ -177,10 +179,10 @@ def test_without_a_diverged_trial_every_step_is_taken_once_and_their_number_is_f
     st.sampled_from(["ranks", "rates", "seeds"]),
     some_seed,
     st.sampled_from([LEARNT, 0.4]),
-    st.sampled_from([(), (1,)]),
+    st.sampled_from([{}, {1: "alone"}, {1: "first"}]),
 )
 def test_a_run_that_was_smaller_ends_where_a_fresh_one_does(
-    ranks: int, rates: int, seeds: int, more: str, seed: int, rank_0_nll: float, following: tuple[int, ...]
+    ranks: int, rates: int, seeds: int, more: str, seed: int, rank_0_nll: float, following: Following
 ) -> None:
     assume(ranks > 1 or not following)
     losses = random_losses(seed, diverging=RUNGS[:1])
@@ -203,7 +205,7 @@ def test_a_rank_that_follows_is_trained_at_the_largest_ones_best_rate_alone(
     rates: int, seeds: int, seed: int, rank_0_nll: float
 ) -> None:
     asked = config(3, rates, seeds)
-    run = Run(asked, random_losses(seed), rank_0_nll=rank_0_nll, following=(1, 2))
+    run = Run(asked, random_losses(seed), rank_0_nll=rank_0_nll, following={1: "alone", 2: "alone"})
     of_the_largest = [one.validation_nll for trial, one in run.settled.items() if trial.rank == 4]
     followed = {trial for trial in run.settled if trial.rank != 4}
     if not run.finalists(4):
@@ -216,9 +218,27 @@ def test_a_rank_that_follows_is_trained_at_the_largest_ones_best_rate_alone(
     assert of_the_largest == [one.validation_nll for one in alone.settled.values()]
 
 
+@given(st.integers(2, 5), st.integers(1, 3), some_seed, st.sampled_from([LEARNT, 0.4]))
+def test_a_rank_that_followed_first_keeps_that_rate_beside_its_others(
+    rates: int, seeds: int, seed: int, rank_0_nll: float
+) -> None:
+    asked, losses = config(2, rates, seeds), random_losses(seed)
+    alone = Run(asked, losses, rank_0_nll=rank_0_nll, following={1: "alone"})
+    run = Run(asked, losses, before=alone, rank_0_nll=rank_0_nll, following={1: "first"})
+    tried = {trial.learning_rate for trial in run.settled if trial.rank == 1}
+    led = alone.finalists(1)
+    assert {*asked.learning_rates, *led} <= tried
+    assert led <= run.finalists(1)
+    assert set(run.trained).isdisjoint(trial for trial in alone.settled if trial.rank == 1)
+    if led:
+        before, after = (choose(replace(asked, ranks=(1,)), one.settled, LEARNT) for one in (alone, run))
+        means = [fmean(one.validation_nll for one in choice.trained(1)) for choice in (before, after)]
+        assert means[1] <= means[0]
+
+
 def test_a_rank_follows_under_the_first_scaling_alone() -> None:
     asked = config(2, 2, 1, scalings=("alpha/rank", "rslora"))
-    run = Run(asked, optimum_at(1e-4), following=(1,))
+    run = Run(asked, optimum_at(1e-4), following={1: "alone"})
     rates = {
         scaling: {t.learning_rate for t in run.settled if (t.rank, t.use_rslora) == (1, scaling)}
         for scaling in (False, True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.forgetting import NOTHING_RETAINED, Forgotten
 from rankwise.compare.results import Choice, notes_on_training
 from rankwise.decide.guards import macro_f1, matthews, pseudo_values
@@ -109,7 +108,7 @@ def answer(
         row = _row(choice.by_rank[rank][0], of, data, taken[rank], verdicts.get(rank))
         low, high = _simultaneous(choice.config.metric, of, data, len(scores))
         rows.append(replace(row, simultaneous_low=low, simultaneous_high=high, **forgotten.get(rank, NOTHING_RETAINED)))
-    recommendation = _recommend(choice.config, decision, rows, finite, baseline, data, holds_for, stopped)
+    recommendation = _recommend(choice, decision, rows, finite, baseline, data, holds_for, stopped)
     return Answer(tuple(rows), recommendation, tuple(notes))
 
 
@@ -183,7 +182,7 @@ def judge(
 
 
 def _recommend(
-    config: ComparisonConfig,
+    choice: Choice,
     decision: Decision,
     experiments: Sequence[RankExperiment],
     scores: Mapping[int, Scores],
@@ -193,7 +192,7 @@ def _recommend(
     stopped: StopReason | None,
 ) -> Recommendation:
     """The decision with all that the next training needs, what else was measured, and what is not known."""
-    of_rank = {experiment.rank: experiment for experiment in experiments}
+    config, of_rank = choice.config, {experiment.rank: experiment for experiment in experiments}
     chosen = of_rank.get(decision.rank or 0)
     guards: tuple[Guard, ...] = ()
     why = reason(decision, config.metric)
@@ -204,6 +203,8 @@ def _recommend(
     retained = of_rank[smallest].retained_nll is not None
     forgets = "what is forgotten of other texts" + ("" if retained else ": not measured, --retain would")
     unknown = ["other tasks, data and base models", "longer training", forgets]
+    if choice.following:
+        unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")
     if decision.rank == smallest:
         unknown.insert(0, f"ranks below {smallest}")
     return Recommendation(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,11 @@ def grow(
         if step.rank is None:
             looked = [_LOOKED] if any(earlier.looked for earlier in steps[:-1]) else []
             return Grown(grown, step.stopped, (path, *looked, *_TRUST.get(config.strategy, ())))
-        following = grown.following | {step.rank} if step.follows else grown.following - {step.rank}
+        following = dict(grown.following)
+        if step.follows:
+            following[step.rank] = "alone"
+        elif step.rank in following:
+            following[step.rank] = "first"
         grown = grown.as_grid({*grown.config.ranks, step.rank}, following)
 
 
@@ -88,7 +92,7 @@ def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:
         "keep": config.keep,
         "margin": config.margin,
     }
-    of_a_ladder = {"among": list(prepared.config.ranks), "following": sorted(grown.following)}
+    of_a_ladder = {"among": list(prepared.config.ranks), "following": sorted(map(list, grown.following.items()))}
     return basis | (of_a_ladder if prepared.config.strategy == "ladder" else {})
 
 
@@ -97,8 +101,9 @@ def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: 
         if event["basis"] == basis:
             # Another budget is asked again where it was what stopped; what was begun is never taken back.
             stands = event["stopped"] != "budget" or event["budget"] == budget
-            values = {field.name: event[field.name] for field in fields(Step)}
-            return Step(**values | {"found": tuple(event["found"])}) if stands else None
+            if not stands:
+                return None
+            return Step(tuple(event["found"]), event["rank"], event["stopped"], event["looked"], event["follows"])
     return None
 
 
@@ -135,9 +140,16 @@ def _next_step(
             tell(f"asking test about rank {rank}")
             return _suffices_on_test(prepared, directory, journal, choice, (rank, largest), tell)
 
-        following = grown.following if len(config.learning_rates) > 1 else None
-        look = shown_by_test if may_look else None
-        return ladder.next_step(prepared.config.ranks, cut, evidence, scale, following, look)
+        return ladder.next_step(
+            prepared.config.ranks,
+            cut,
+            evidence,
+            scale,
+            alone={rank for rank, follows in grown.following.items() if follows == "alone"},
+            # Where one seed cannot show that a rank suffices, or there are no other rates, there is nothing to save.
+            may_follow=len(config.learning_rates) > 1 and config.seeds > 1,
+            shown_by_test=shown_by_test if may_look else None,
+        )
     taken = sum(len(result.train_nll) for trial, result in results.items() if trial.rank == max(config.ranks))
     budget = prepared.config.budget
     room = escalate.Room(

@@ -103,6 +103,10 @@ def _seconds(value: Any) -> bool:
     return value is None or _figure(value)
 
 
+def _yes_or_no(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _or_none(fits: Check) -> Check:
     return lambda value: value is None or fits(value)
 
@@ -131,12 +135,12 @@ def _record(fields: Mapping[str, Check]) -> Check:
 _TRIAL = {
     "rank": lambda value: _whole(value) and value > 0,
     "alpha": _figure,
-    "use_rslora": lambda value: isinstance(value, bool),
+    "use_rslora": _yes_or_no,
     "learning_rate": _figure,
     "seed": _whole,
 }
 _STEP = {"basis": lambda value: isinstance(value, dict), "budget": _or_none(_figure), "found": _several(_text)}
-_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": lambda value: isinstance(value, bool)}
+_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": _yes_or_no, "follows": _yes_or_no}
 
 # What each event must hold, whoever wrote it: a checksum tells damage, not malice.
 _FIELDS: dict[str, dict[str, Check]] = {

@@ -5,7 +5,8 @@ about are trained, from the one below the knee on: down while ranks suffice, up 
 as evidence.py says.
 
 A rank to which the cut loses no more than the margin follows the largest: it is trained at that one's learning rate
-alone. If it suffices so, its other rates could only make it better; if that cannot be shown, they are trained too.
+alone. If it suffices so, its others could only make it better; if that cannot be shown, they are trained too. Where a
+rank could not be told apart, those after it do not follow: their others would mostly be wanted.
 
 Where validation cannot tell a rank from the largest, larger ones are mostly no clearer. So if its cut and its own mean
 both lose no more than the margin, the test split is asked, once and at a stricter confidence: if it shows that the rank
@@ -27,15 +28,17 @@ def next_step(
     cut: Mapping[int, float],
     evidence: Mapping[int, Evidence | None],
     scale: Scale,
-    following: Collection[int] | None,
+    *,
+    alone: Collection[int],
+    may_follow: bool,
     shown_by_test: Callable[[int], bool] | None,
 ) -> Step:
     """From the largest rank, cut to the smaller ones, and the ranks trained so far to the next one.
 
     `ranks` ascend, the largest and at least one more. `cut` are the mean losses on validation of the largest rank's
     trials, cut to each smaller rank; `evidence` has the largest rank and those trained since, None for a rank without a
-    learning rate at which every seed trains. Those in `following` were trained at the largest one's learning rate
-    alone; None where no other was given. `shown_by_test` tells of a rank whether test shows that it suffices; None
+    learning rate at which every seed trains. Those in `alone` were trained at the largest one's learning rate alone,
+    as others may be if they `may_follow`. `shown_by_test` tells of a rank whether test shows that it suffices; None
     where it was asked on the way to these ranks.
     """
     *smaller, largest = ranks
@@ -48,7 +51,7 @@ def next_step(
     outcomes: dict[int, Outcome] = {}
     for rank in sorted(evidence.keys() & smaller):
         outcomes[rank], sentence = weigh(rank, largest, evidence, scale)
-        found.append(f"at {largest}'s learning rate {sentence}" if rank in (following or ()) else sentence)
+        found.append(f"at {largest}'s learning rate: {sentence}" if rank in alone else sentence)
     promising = [
         rank
         for rank, mine in evidence.items()
@@ -61,9 +64,9 @@ def next_step(
             found.append(f"but test shows that {rank} suffices")
             return Step(tuple(found), None, "plateau", looked)
         found.append(f"nor does test show that {rank} suffices")
-    unfair = [rank for rank in following or () if outcomes[rank] != "alike"]
-    if unfair:
-        return Step(tuple(found), unfair[0], None, looked)
+    not_shown = next((rank for rank in alone if outcomes[rank] != "alike"), None)
+    if not_shown is not None:
+        return Step((*found, "so its others are tried"), not_shown, None, looked)
     lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
     below = [rank for rank in smaller if rank < lowest]
     failed = [rank for rank in below if rank in outcomes]
@@ -71,8 +74,8 @@ def next_step(
     if left:
         start = max((rank for rank in smaller if rank < knee(ranks, losses, delta)), default=smaller[0])
         rank = left[0] if failed else min(left[-1], start)
-        follows = following is not None and losses[rank] <= delta
-        return Step(tuple(found), rank, None, looked, follows)
+        hopeful = losses[rank] <= delta and "unclear" not in outcomes.values()
+        return Step(tuple(found), rank, None, looked, follows=may_follow and hopeful)
     if failed and outcomes[failed[-1]] == "unclear":
         return Step(tuple(found), None, "noise", looked)
     return Step(tuple(found), None, "no plateau" if lowest == largest else "plateau", looked)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,7 +20,7 @@ from rankwise.base.source import EMBEDDED_LM
 from rankwise.compare.config import BUILT_IN, ComparisonConfig
 from rankwise.compare.differences import Description
 from rankwise.compare.plan import MOST_TRIALS, MOST_TRIALS_ON_CUDA
-from rankwise.compare.schedule import most_rates
+from rankwise.compare.schedule import Following, most_rates
 from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
 from rankwise.lora.packable import packable
@@ -42,7 +43,7 @@ _DEFAULT_EPOCHS = 3.0
 class Prepared:
     """Everything that is in memory before anything is measured or trained.
 
-    `following` are the ranks that are trained at the largest one's learning rate alone (schedule.py).
+    `following` are the ranks that follow the largest, as schedule.py says.
     """
 
     config: ComparisonConfig
@@ -51,7 +52,7 @@ class Prepared:
     targets: tuple[LinearLayer, ...]
     settings: TrainingSettings
     packable: bool
-    following: frozenset[int] = frozenset()
+    following: Following = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,10 +71,10 @@ class Prepared:
             f"r={capacity_floor(tokens, self.targets)} could hold; this has said 15 to 21 where 64 to 256 were needed"
         ]
 
-    def as_grid(self, ranks: Collection[int], following: Collection[int] = ()) -> Prepared:
+    def as_grid(self, ranks: Collection[int], following: Following = MappingProxyType({})) -> Prepared:
         """The same as a grid of these ranks, some of which follow the largest."""
         config = replace(self.config, strategy="grid", budget=None, ranks=tuple(sorted(ranks)))
-        return replace(self, config=config, following=frozenset(following))
+        return replace(self, config=config, following=following)
 
     @property
     def most_trials(self) -> int:

@@ -27,6 +27,13 @@ class Choice:
     def trials(self) -> list[Trial]:
         return [trial for trials in self.by_rank.values() for trial in trials]
 
+    @property
+    def following(self) -> list[int]:
+        """The ranks that were trained at the largest one's learning rate alone, where there are others."""
+        if len(self.config.learning_rates) == 1:
+            return []
+        return [rank for rank in self.by_rank if len(_tried(self.results, rank)) == 1]
+
     def trained(self, rank: int) -> list[TrialResult]:
         return [self.results[trial] for trial in self.by_rank[rank]]
 
@@ -93,17 +100,17 @@ def _notes_on_failures(choice: Choice) -> Iterator[str]:
         if failed and len(failed) < len(trials):
             seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
             yield (
-                f"rank {rank}: at its best learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
+                f"rank {rank}: at its learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
                 "rank 0; add lower --learning-rates, or more --steps"
             )
 
 
 def _notes_on_following(choice: Choice) -> Iterator[str]:
-    ranks = [rank for rank in choice.by_rank if len(_tried(choice.results, rank)) == 1]
-    if ranks:
+    if ranks := choice.following:
         rate, largest = choice.by_rank[ranks[0]][0].learning_rate, max(choice.config.ranks)
         yield (
-            f"rank {_listed(ranks)}: trained at rank {largest}'s learning rate alone, {rate:g}; another may do better"
+            f"rank {_listed(ranks)}: trained at rank {largest}'s learning rate alone, {rate:g}; another may do better, "
+            "and --strategy grid tries them"
         )
 
 
@@ -111,7 +118,7 @@ def _notes_on_edges(choice: Choice) -> Iterator[str]:
     edges: dict[tuple[float, str], list[int]] = {}
     for rank, trials in choice.by_rank.items():
         rate, rates = trials[0].learning_rate, _tried(choice.results, rank)
-        if len(rates) == 1:
+        if rank in choice.following:
             continue
         for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
             if rate == edge:

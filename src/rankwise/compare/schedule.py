@@ -6,7 +6,8 @@ rank's rates goes on, once one of them has less loss than rank 0: before that th
 head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves
 of different ranks coincide early and separate late (SCIENCE.md, section 5), so no rank is ever dropped.
 
-A rank that *follows* the largest trains at that one's best learning rate alone, once this has ended.
+A rank that *follows* the largest under the first scaling trains at that one's best learning rate alone, once this has
+ended; or first, and at its others too. Then that rate stays to the end, as it has come there already.
 
 Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
 rates, replays the schedule on the results that it has, and ends where one that had begun with the larger
@@ -22,14 +23,15 @@ configuration does. Two consequences:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.records import Trial, TrialResult
 
 Results: TypeAlias = Mapping[Trial, TrialResult]
+Following: TypeAlias = Mapping[int, Literal["alone", "first"]]
 
 MOST_ADDED = 2  # learning rates of one rank: with the usual factor of 3, a tenth or ten times what was given
 
@@ -56,13 +58,13 @@ class RankRates:
 class Schedule:
     """What a comparison trains next, given its results. `rank_0_nll` is the loss of rank 0 on validation.
 
-    `following` are the ranks that follow the largest one under the first scaling; under others none does.
+    `following` are the ranks that follow the largest, and how.
     """
 
     config: ComparisonConfig
     rungs: Sequence[int]
     rank_0_nll: float
-    following: Collection[int] = ()
+    following: Following = field(default_factory=dict)
 
     def next_leg(self, results: Results, resumable: Collection[Trial] = ()) -> Leg | None:
         """What to train next: of the trials that have not come to their rung, those that stand furthest behind.
@@ -123,9 +125,10 @@ class Schedule:
         A single one was asked for, so it is neither extended nor compared.
         """
         tried, rungs = config.learning_rates, self.rungs
-        if rank in self.following and config.scalings == self.config.scalings[:1]:
-            best = self._best_of_the_largest(config, results)
-            return RankRates(best, best, rungs[-1])
+        follows = self.following.get(rank) if config.scalings == self.config.scalings[:1] else None
+        led = self._best_of_the_largest(config, results) if follows else ()
+        if follows == "alone":
+            return RankRates(led, led, rungs[-1])
         if len(tried) == 1:
             return RankRates(tried, tried, rungs[-1])
 
@@ -138,15 +141,17 @@ class Schedule:
                 for rate in rates
             }
 
+        tried = _in_order(tried, led)
         while True:
             found = losses(tried, rungs[0])
             if found is None:
                 return RankRates(tried, tried, rungs[0])
             beyond = _beyond(found)
-            if beyond is None or len(tried) == len(config.learning_rates) + MOST_ADDED:
+            if beyond is None or len(tried) >= most_rates(config):
                 break
-            tried = tuple(sorted((*tried, beyond)))
+            tried = _in_order(tried, (beyond,))
 
+        stays = () if any(results[trial].status == "diverged" for trial in _trials(config, rank, led)) else led
         left = tried
         for rung in rungs[:-1]:
             if len(left) <= 1:
@@ -154,7 +159,7 @@ class Schedule:
             found = losses(left, rung)
             if found is None:
                 return RankRates(tried, left, rung)
-            left = _kept(found, half=min(found.values()) < self.rank_0_nll)
+            left = _in_order(_kept(found, half=min(found.values()) < self.rank_0_nll), stays)
         return RankRates(tried, left, rungs[-1])
 
     def _best_of_the_largest(self, config: ComparisonConfig, results: Results) -> tuple[float, ...]:
@@ -249,6 +254,10 @@ def _beyond(losses: Mapping[float, float]) -> float | None:
         beyond = _three_digits(best * (best / rates[-2]))
         return beyond if beyond > best else None
     return None
+
+
+def _in_order(rates: Sequence[float], others: Sequence[float]) -> tuple[float, ...]:
+    return tuple(sorted({*rates, *others}))
 
 
 def _three_digits(rate: float) -> float:

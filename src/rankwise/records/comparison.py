@@ -20,7 +20,7 @@ AccuracyOf: TypeAlias = Literal["examples", "tokens", "completions", "choices"]
 
 @dataclass(frozen=True)
 class RankExperiment:
-    """One rank's row of a comparison, at the learning rate chosen on validation.
+    """One rank's row of a comparison, at the learning rate chosen on validation (on a ladder, perhaps for the largest).
 
     `accuracy` and `nll` are means over seeds and test examples (in instruction tuning of each example's mean over its
     learned tokens, and there are no classes for `macro_f1` and `mcc`); the limits are 95 %, over seeds and

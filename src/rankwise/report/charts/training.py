@@ -143,7 +143,8 @@ def rates(trials: Sequence[TrialResult], chosen: Mapping[tuple[int, bool], float
         "rates",
         "Learning rates",
         "The last validation NLL of each rank and learning rate, the mean over seeds. A thick frame is the rate that "
-        "validation chose; an asterisk marks a rate that was dropped early, whose loss is of that step.",
+        "validation chose, for the largest rank where a rank has one alone; an asterisk marks a rate that was dropped "
+        "early, whose loss is of that step.",
         specification(
             data={"values": points},
             height=34 * len(rates),
