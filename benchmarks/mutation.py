@@ -20,10 +20,11 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from typing import NamedTuple
 
 from benchmarks.validity.record import write_record
 
@@ -89,6 +90,29 @@ def _run(room: str, source: Path, seconds: int = 600) -> int | None:
     return process.exitcode
 
 
+class Mutant(NamedTuple):
+    """A module, changed at one line."""
+
+    name: Path
+    line: int
+    what: str
+    code: str
+
+
+def _survivors(room: str, seconds: int, source: Path, share: Sequence[Mutant]) -> list[str]:
+    """Those of the mutants that no test kills in this copy, each told at once."""
+    survived = []
+    for mutant in share:
+        whole = (source / mutant.name).read_text()
+        (source / mutant.name).write_text(mutant.code)
+        code = _run(room, source, seconds)
+        (source / mutant.name).write_text(whole)
+        if code == 0:
+            survived.append(f"{mutant.name.relative_to('rankwise')}:{mutant.line}: {mutant.what}")
+            print(f"survives: {survived[-1]}", flush=True)
+    return survived
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
@@ -103,39 +127,24 @@ def main() -> None:
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as place:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{place}/hypothesis"
-        sources: SimpleQueue[Path] = SimpleQueue()
-        for number in range(options.workers):
-            source = Path(place) / str(number)
+        sources = [Path(place) / str(number) for number in range(options.workers)]
+        for source in sources:
             shutil.copytree(_HOME / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
-            sources.put(source)
-        if _run(options.room, source) != 0:
+        if _run(options.room, sources[0]) != 0:
             raise SystemExit(f"the tests of {options.room} do not pass as they are")
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = 4 * math.ceil(used.ru_utime + used.ru_stime) + 10
         found = [
-            (file.relative_to(source), line, what, tree)
-            for file in sorted((source / "rankwise" / options.room).rglob("*.py"))
+            Mutant(file.relative_to(sources[0]), line, what, ast.unparse(tree))
+            for file in sorted((sources[0] / "rankwise" / options.room).rglob("*.py"))
             for line, what, tree in mutants(ast.parse(file.read_text()))
         ]
         chosen = random.Random(0).sample(found, min(options.mutants, len(found)))
-
-        def survivor(mutant: tuple[Path, int, str, ast.Module]) -> str | None:
-            """What survives, told at once."""
-            name, line, what, tree = mutant
-            mine = sources.get()
-            whole = (mine / name).read_text()
-            (mine / name).write_text(ast.unparse(tree))
-            code = _run(options.room, mine, seconds)
-            (mine / name).write_text(whole)
-            sources.put(mine)
-            if code != 0:
-                return None
-            told = f"{name.relative_to('rankwise')}:{line}: {what}"
-            print(f"survives: {told}", flush=True)
-            return told
-
-        with ThreadPoolExecutor(options.workers) as pool:
-            survived = [told for told in pool.map(survivor, chosen) if told is not None]
+        shares = [chosen[number :: options.workers] for number in range(options.workers)]
+        # Each forks processes of its own, as only one that has a single thread can.
+        with ProcessPoolExecutor(options.workers, multiprocessing.get_context("fork")) as pool:
+            work = partial(_survivors, options.room, seconds)
+            survived = [told for of_one in pool.map(work, sources, shares) for told in of_one]
     findings = {
         "possible": len(found),
         "tried": len(chosen),

@@ -159,7 +159,9 @@ def test_a_rank_that_does_not_is_trained_at_its_others_too(alone: Evidence | Non
     order, last, path = walk(FLAT, losses(0.402, 0.6, 0.6, 0.6, 0.4), followed=losses(0, 0.6, 0.6, 0.6, 0) | {2: alone})
     assert (order, last.stopped) == ([2, 2], "plateau")
     assert " → at 32's learning rate: 2 " in path
-    assert path.endswith(" → 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau")
+    assert path.endswith(
+        " → so 2's other learning rates are tried → 2 and 32 agree (0.002 nats, margin 0.01) → stop: plateau"
+    )
 
 
 def test_one_that_test_shows_to_suffice_so_is_not() -> None:
@@ -170,6 +172,7 @@ def test_one_that_test_shows_to_suffice_so_is_not() -> None:
     order, _, path = walk(FLAT, trained, followed=unclear, shown=False)
     assert order == [2, 2, 4, 4, 8, 8, 16, 16]
     assert path.count("nor does test show") == 1
+    assert [f"so {rank}'s other" in path for rank in RANKS] == [True, True, True, True, False]
 
 
 def test_where_a_rank_cannot_be_told_apart_those_after_it_are_trained_at_all_learning_rates() -> None:
@@ -243,8 +246,8 @@ def test_a_run_trains_the_largest_and_those_around_the_knee(finished: RankCompar
     trained = sorted(path.name for path in (finished.run / "trials").glob("r1-*"))
     assert trained == [f"r1-a8-lr{followed.learning_rate:g}-s{seed}" for seed in range(followed.seeds)]
     assert (
-        f"rank 1: trained at rank 4's learning rate alone, {followed.learning_rate:g}; another may do better, and "
-        "--strategy grid tries them"
+        f"rank 1: judged at rank 4's learning rate alone, {followed.learning_rate:g}; another may do better, and "
+        "a new run with --strategy grid tries them"
     ) in finished.notes
     assert "other learning rates at rank 1" in finished.recommendation.unknown
     (path,) = [note for note in finished.notes if note.startswith("ladder: ")]
@@ -378,6 +381,8 @@ def test_more_seeds_and_ranks_extend_it(finished: RankComparison, config: Compar
     small = replace(config, learning_rates=(1e-3,))
     run_rank_comparison(small, run=tmp_path / "run")
     grown = run_rank_comparison(replace(small, seeds=3, ranks=(1, 2, 4, 8)), run=tmp_path / "run", resume=True)
+    # With one learning rate there is none to spare.
+    assert not any(step["follows"] for step in journal(grown.run, "ladder"))
     assert [experiment.rank for experiment in grown.experiments] == [1, 8]
     assert {experiment.seeds for experiment in grown.experiments} == {3}
 
@@ -388,7 +393,13 @@ def test_a_plan_is_that_of_the_largest_rank(config: ComparisonConfig) -> None:
     assert any("of rank 4 to start with" in note for note in plan.notes)
 
 
-def test_a_rank_that_followed_first_ends_with_the_better_of_its_rates(
+def test_with_one_seed_nothing_follows(config: ComparisonConfig, tmp_path: Path) -> None:
+    run = run_rank_comparison(replace(config, seeds=1), run=tmp_path / "run")
+    assert [step["follows"] for step in journal(run.run, "ladder")] != []
+    assert not any(step["follows"] for step in journal(run.run, "ladder"))
+
+
+def test_a_rank_that_followed_ends_with_the_better_of_its_rates(
     unclear: None, config: ComparisonConfig, finished: RankComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed where its others come next, and extended by a seed, the run ends where one does that has begun so."""

@@ -76,7 +76,7 @@ def grow(
         if step.follows:
             following[step.rank] = "alone"
         elif step.rank in following:
-            following[step.rank] = "first"
+            following[step.rank] = "beside"
         grown = grown.as_grid({*grown.config.ranks, step.rank}, following)
 
 
@@ -103,7 +103,9 @@ def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: 
             stands = event["stopped"] != "budget" or event["budget"] == budget
             if not stands:
                 return None
-            return Step(tuple(event["found"]), event["rank"], event["stopped"], event["looked"], event["follows"])
+            return Step(
+                tuple(event["found"]), event["rank"], event["stopped"], event["looked"], bool(event.get("follows"))
+            )
     return None
 
 

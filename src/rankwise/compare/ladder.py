@@ -5,8 +5,8 @@ about are trained, from the one below the knee on: down while ranks suffice, up 
 as evidence.py says.
 
 A rank to which the cut loses no more than the margin follows the largest: it is trained at that one's learning rate
-alone. If it suffices so, its others could only make it better; if that cannot be shown, they are trained too. Where a
-rank could not be told apart, those after it do not follow: their others would mostly be wanted.
+alone. If it suffices so, nobody needs its others; if that cannot be shown, they are trained too. Where a rank could not
+be told apart, those after it do not follow: their others would mostly be wanted.
 
 Where validation cannot tell a rank from the largest, larger ones are mostly no clearer. So if its cut and its own mean
 both lose no more than the margin, the test split is asked, once and at a stricter confidence: if it shows that the rank
@@ -66,7 +66,7 @@ def next_step(
         found.append(f"nor does test show that {rank} suffices")
     not_shown = next((rank for rank in alone if outcomes[rank] != "alike"), None)
     if not_shown is not None:
-        return Step((*found, "so its others are tried"), not_shown, None, looked)
+        return Step((*found, f"so {not_shown}'s other learning rates are tried"), not_shown, None, looked)
     lowest = min((rank for rank, outcome in outcomes.items() if outcome == "alike"), default=largest)
     below = [rank for rank in smaller if rank < lowest]
     failed = [rank for rank in below if rank in outcomes]

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -71,10 +70,10 @@ class Prepared:
             f"r={capacity_floor(tokens, self.targets)} could hold; this has said 15 to 21 where 64 to 256 were needed"
         ]
 
-    def as_grid(self, ranks: Collection[int], following: Following = MappingProxyType({})) -> Prepared:
+    def as_grid(self, ranks: Collection[int], following: Following | None = None) -> Prepared:
         """The same as a grid of these ranks, some of which follow the largest."""
         config = replace(self.config, strategy="grid", budget=None, ranks=tuple(sorted(ranks)))
-        return replace(self, config=config, following=following)
+        return replace(self, config=config, following=following or {})
 
     @property
     def most_trials(self) -> int:

@@ -29,7 +29,7 @@ class Choice:
 
     @property
     def following(self) -> list[int]:
-        """The ranks that were trained at the largest one's learning rate alone, where there are others."""
+        """The ranks that are judged at the largest one's learning rate alone, where there are others."""
         if len(self.config.learning_rates) == 1:
             return []
         return [rank for rank in self.by_rank if len(_tried(self.results, rank)) == 1]
@@ -109,8 +109,8 @@ def _notes_on_following(choice: Choice) -> Iterator[str]:
     if ranks := choice.following:
         rate, largest = choice.by_rank[ranks[0]][0].learning_rate, max(choice.config.ranks)
         yield (
-            f"rank {_listed(ranks)}: trained at rank {largest}'s learning rate alone, {rate:g}; another may do better, "
-            "and --strategy grid tries them"
+            f"rank {_listed(ranks)}: judged at rank {largest}'s learning rate alone, {rate:g}; another may do better, "
+            "and a new run with --strategy grid tries them"
         )
 
 

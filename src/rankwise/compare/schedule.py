@@ -6,8 +6,8 @@ rank's rates goes on, once one of them has less loss than rank 0: before that th
 head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves
 of different ranks coincide early and separate late (SCIENCE.md, section 5), so no rank is ever dropped.
 
-A rank that *follows* the largest under the first scaling trains at that one's best learning rate alone, once this has
-ended; or first, and at its others too. Then that rate stays to the end, as it has come there already.
+A rank that *follows* the largest, under the first scaling, trains at that one's best learning rate alone, to the end at
+once, as soon as that is known; or at it beside its own, which are then tried as any rank's, but cannot drop it.
 
 Nothing is remembered between calls. A run that is resumed, or extended by seeds, ranks or learning
 rates, replays the schedule on the results that it has, and ends where one that had begun with the larger
@@ -31,7 +31,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.records import Trial, TrialResult
 
 Results: TypeAlias = Mapping[Trial, TrialResult]
-Following: TypeAlias = Mapping[int, Literal["alone", "first"]]
+Following: TypeAlias = Mapping[int, Literal["alone", "beside"]]  # which ranks follow, and how
 
 MOST_ADDED = 2  # learning rates of one rank: with the usual factor of 3, a tenth or ten times what was given
 
@@ -58,7 +58,7 @@ class RankRates:
 class Schedule:
     """What a comparison trains next, given its results. `rank_0_nll` is the loss of rank 0 on validation.
 
-    `following` are the ranks that follow the largest, and how.
+    `following` are the ranks that follow the largest.
     """
 
     config: ComparisonConfig
@@ -126,7 +126,7 @@ class Schedule:
         """
         tried, rungs = config.learning_rates, self.rungs
         follows = self.following.get(rank) if config.scalings == self.config.scalings[:1] else None
-        led = self._best_of_the_largest(config, results) if follows else ()
+        led = () if follows is None else self._best_of_the_largest(config, results)
         if follows == "alone":
             return RankRates(led, led, rungs[-1])
         if len(tried) == 1:
@@ -141,25 +141,24 @@ class Schedule:
                 for rate in rates
             }
 
-        tried = _in_order(tried, led)
         while True:
             found = losses(tried, rungs[0])
             if found is None:
                 return RankRates(tried, tried, rungs[0])
             beyond = _beyond(found)
-            if beyond is None or len(tried) >= most_rates(config):
+            if beyond is None or len(tried) == most_rates(config):
                 break
             tried = _in_order(tried, (beyond,))
 
-        stays = () if any(results[trial].status == "diverged" for trial in _trials(config, rank, led)) else led
-        left = tried
+        tried = left = _in_order(tried, led)
         for rung in rungs[:-1]:
             if len(left) <= 1:
                 break
             found = losses(left, rung)
             if found is None:
                 return RankRates(tried, left, rung)
-            left = _in_order(_kept(found, half=min(found.values()) < self.rank_0_nll), stays)
+            better = _kept(found, half=min(found.values()) < self.rank_0_nll)
+            left = _in_order(better, [rate for rate in led if found.get(rate, float("inf")) < float("inf")])
         return RankRates(tried, left, rungs[-1])
 
     def _best_of_the_largest(self, config: ComparisonConfig, results: Results) -> tuple[float, ...]:
