@@ -103,9 +103,7 @@ def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: 
             stands = event["stopped"] != "budget" or event["budget"] == budget
             if not stands:
                 return None
-            return Step(
-                tuple(event["found"]), event["rank"], event["stopped"], event["looked"], bool(event.get("follows"))
-            )
+            return Step(tuple(event["found"]), event["rank"], event["stopped"], event["looked"], event["follows"])
     return None
 
 

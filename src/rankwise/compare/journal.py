@@ -140,7 +140,7 @@ _TRIAL = {
     "seed": _whole,
 }
 _STEP = {"basis": lambda value: isinstance(value, dict), "budget": _or_none(_figure), "found": _several(_text)}
-_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": _yes_or_no, "follows": _or_none(_yes_or_no)}
+_STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": _yes_or_no, "follows": _yes_or_no}
 
 # What each event must hold, whoever wrote it: a checksum tells damage, not malice.
 _FIELDS: dict[str, dict[str, Check]] = {
