@@ -59,8 +59,8 @@ def probe(
 
     Of several learning rates the first is used. Test data are not scored.
 
-    On 6 tasks, three seeds each, the rank that the probe named was one that the full grid allows in 8 of 18, next to
-    that in 7, further off in 3, losing 9.2 margins at worst, for 3 % of its time (median): docs/fidelity.md.
+    On 5 tasks, three seeds each, the rank that the probe named was one that the full grid allows in 8 of 15, next to
+    that in 4, further off in 3, losing 9.1 margins at worst, for 4 % of its time (median): docs/fidelity.md.
 
     rankwise probe --task docmatch --max-length 32 --examples 512
     """
