@@ -66,9 +66,9 @@ class Run:
         rungs: tuple[int, ...] = RUNGS,
         before: Run | None = None,
         rank_0_nll: float = LEARNT,
-        following: Following = {},  # noqa: B006
+        following: Following | None = None,
     ) -> None:
-        self.schedule = schedule = Schedule(config, rungs, rank_0_nll, following)
+        self.schedule = schedule = Schedule(config, rungs, rank_0_nll, following or {})
         self.results: dict[Trial, TrialResult] = dict(before.results) if before else {}
         self.legs: list[Leg] = []
         self.trained: dict[Trial, int] = {}

@@ -117,9 +117,9 @@ def _notes_on_following(choice: Choice) -> Iterator[str]:
 def _notes_on_edges(choice: Choice) -> Iterator[str]:
     edges: dict[tuple[float, str], list[int]] = {}
     for rank, trials in choice.by_rank.items():
-        rate, rates = trials[0].learning_rate, _tried(choice.results, rank)
         if rank in choice.following:
             continue
+        rate, rates = trials[0].learning_rate, _tried(choice.results, rank)
         for edge, direction in ((rates[0], "lowest"), (rates[-1], "highest")):
             if rate == edge:
                 edges.setdefault((edge, direction), []).append(rank)
