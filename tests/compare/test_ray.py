@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,13 +32,14 @@ from rankwise import ComparisonConfig, RankComparison, RunError, UserError, run_
 from rankwise.compare.backends import Workers
 from rankwise.compare.training import Planned
 from rankwise.records import Evaluation, Trial
+from rankwise.tasks.task import Task
 from rankwise.train.loop import StepReport
 from tests.compare.runs import KilledError, given_costs, journal, numbers, tiny_comparison
 
 ray = pytest.importorskip("ray")
 
 from rankwise.compare import ray_backend, ray_worker  # noqa: E402
-from rankwise.compare.ray_worker import News, Order, Worker, joined  # noqa: E402
+from rankwise.compare.ray_worker import News, Order, Recipe, Worker, joined  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("given_costs")
 
@@ -97,10 +99,39 @@ def assert_alike(one: Path, other: Path) -> None:
     assert len(set(trained(one))) == len(trained(one))
 
 
+@pytest.fixture
+def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Worker]], None]:
+    """Have the backend start workers of another kind."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return lambda kind: monkeypatch.setattr(ray_backend, "Worker", kind)
+
+
+class Together(Worker):
+    """None is ready before all are, however slowly a busy machine starts them."""
+
+    started: Path
+
+    def prepare(self, recipe: Recipe, task: Task) -> tuple[str, int]:
+        place = super().prepare(recipe, task)
+        (self.started / str(place[1])).touch()
+        while len(list(self.started.iterdir())) < WORKERS:
+            time.sleep(0.01)
+        return place
+
+
 def test_a_cluster_gives_the_numbers_of_one_machine(
-    here: RankComparison, on_ray: ComparisonConfig, tmp_path: Path
+    here: RankComparison,
+    on_ray: ComparisonConfig,
+    tmp_path: Path,
+    hire: Callable[[type[Worker]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All packs of a leg at once, and none of them told but once."""
+    (tmp_path / "started").mkdir()
+    monkeypatch.setattr(Together, "started", tmp_path / "started", raising=False)
+    hire(Together)
     seen: list[int] = []
 
     def observe(event: object) -> None:
@@ -185,15 +216,6 @@ class Short(Worker):
 class Doomed(Worker):
     def start(self, order: Order) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.fixture
-def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Worker]], None]:
-    """Have the backend start workers of another kind."""
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    return lambda kind: monkeypatch.setattr(ray_backend, "Worker", kind)
 
 
 @pytest.mark.slow
