@@ -88,3 +88,11 @@ def test_a_rank_that_is_surely_better_loses_nothing() -> None:
     decision = decided((-0.1, 0.0))
     assert decision.verdicts[0].difference == Interval(*[pytest.approx(0.1, abs=0.03)] * 3)
     assert "r=8 loses nothing to r=16" in reason(decision, "nll")
+
+
+def test_a_rank_that_answers_every_example_alike_loses_nothing() -> None:
+    losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0))
+    losses[0] = losses[1]
+    decision = decide(losses, baseline, ranks=(8, 16), margin=KEEP_95, resamples=200)
+    assert decision.verdicts[0].difference.high == 0
+    assert "r=8 loses nothing to r=16" in reason(decision, "nll")
