@@ -44,6 +44,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "qwen3": _DECODER,
     "mistral": _DECODER,
     "gemma2": _DECODER | {"query_pre_attn_scalar": 8, "sliding_window": 16},
+    "granite": _DECODER | {"logits_scaling": 8.0},
+    "cohere": _DECODER | {"eos_token_id": 1, "bos_token_id": 1},
     "longformer": _ENCODER | {"attention_window": 4},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
 }

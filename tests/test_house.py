@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory": {"lora", "base"},
     "memory.estimate": {"memory", "base"},
     "memory.pack": {"memory", "train", "tasks", "lora", "base"},
-    "memory.formula": {"memory.settings", "base.outline", "base.shapes", "base.source"},
+    "memory.parameters": {"memory.settings", "base.outline", "base.shapes", "base.source"},
     "tasks": {"base"},
     "train": {"tasks", "lora", "base"},
     "spectrum": {"lora"},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rankwise.errors import RunError, UserError
     from rankwise.export.write import Export, export_recommendation
     from rankwise.memory.estimate import estimate_ranks, estimate_training_memory
-    from rankwise.memory.formula import estimate_lora_params
+    from rankwise.memory.parameters import estimate_lora_params
     from rankwise.memory.settings import StepSettings
     from rankwise.records import (
         AdapterSpectrum,
@@ -55,7 +55,7 @@ _HOME = {
     "StepSettings": "rankwise.memory.settings",
     "Trial": "rankwise.records",
     "UserError": "rankwise.errors",
-    "estimate_lora_params": "rankwise.memory.formula",
+    "estimate_lora_params": "rankwise.memory.parameters",
     "estimate_ranks": "rankwise.memory.estimate",
     "estimate_training_memory": "rankwise.memory.estimate",
     "export_recommendation": "rankwise.export.write",

@@ -23,7 +23,7 @@ from rankwise.errors import UserError
 from rankwise.lora.attach import State, attached, initial_state
 from rankwise.lora.packable import packable
 from rankwise.lora.peft_io import read_adapter, write_adapter
-from rankwise.memory.formula import estimate_lora_params
+from rankwise.memory.parameters import estimate_lora_params
 from rankwise.records import ParameterCount, Trial
 from tests.lora.packs import (
     LABELS,

@@ -119,3 +119,8 @@ def test_a_step_that_memory_has_no_room_for_is_not_begun() -> None:
 def test_packs_are_not_calibrated() -> None:
     with pytest.raises(UserError, match="leave out --engine pack"):
         estimate_ranks(tiny_config("llama"), [4], settings=STEP, pack_size=2, calibrate=True)
+
+
+def test_where_nothing_is_uncertain_nothing_is_corrected() -> None:
+    """The formula's peak may be the end of the backward pass, where all is known."""
+    assert calibrate._factor(measured=5, estimated=4, uncertain=0) == 1

@@ -18,7 +18,7 @@ from rankwise.errors import UserError
 from rankwise.memory.build import adapt, meta_step_model
 from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
-from rankwise.memory.formula import estimate_lora_params
+from rankwise.memory.parameters import estimate_lora_params
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.steps import Steps
 from rankwise.memory.subject import Subject
@@ -173,6 +173,27 @@ def test_bytes_per_weight_order_the_peaks() -> None:
         for how in ("none", "int8", "nf4", "nf4-double")
     }
     assert base["none"] > base["int8"] > base["nf4"] > base["nf4-double"]
+
+
+# Wide, so that a weight has few bytes of scales.
+WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "nf4-double", "int8"])
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("llama", {**WIDE, "head_dim": 64}),
+        ("gpt2", {"n_embd": 256, "n_layer": 4, "vocab_size": 4096}),
+        ("bert", WIDE),
+    ],
+)
+def test_the_formula_knows_what_is_quantised(architecture: str, sizes: dict[str, Any], quantize: str) -> None:
+    """Neither embeddings nor an output layer, be it tied to them (gpt2) or not (llama), nor a classifier's head."""
+    config, step = tiny_config(architecture, **sizes), step_settings(quantize=quantize)
+    simulated = estimate_training_memory(config, 4, settings=step)
+    computed = estimate_training_memory(config, 4, settings=step, method="formula")
+    assert computed.memory.base_weights == pytest.approx(simulated.memory.base_weights, rel=0.01)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

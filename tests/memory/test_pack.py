@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 from rankwise.base.load import load_base
 from rankwise.errors import UserError
 from rankwise.memory.estimate import estimate_ranks
-from rankwise.memory.pack import simulate_pack, trace_pack
+from rankwise.memory.pack import pack_of, simulate_pack, trace_pack
 from rankwise.memory.settings import StepSettings
 from rankwise.records import Trial
 from rankwise.train import likelihood
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import load_case, targets_of
-from tests.models import VOCABULARY, save_model, tiny_config
+from tests.models import LANGUAGE_MODELS, VOCABULARY, save_model, tiny_config
 
 
 def some_trials(*ranks: int) -> list[Trial]:
@@ -87,3 +87,27 @@ def test_a_model_without_sdpa_is_estimated_with_the_attention_it_has() -> None:
 def test_what_packs_do_not_have_is_refused(step: StepSettings) -> None:
     with pytest.raises(UserError, match="engine pack has float32 adapters with adamw"):
         estimate_ranks(tiny_config("bert", max_position_embeddings=512), [4], settings=step, pack_size=2)
+
+
+def test_a_language_model_is_estimated_as_one(tmp_path: Path) -> None:
+    """With the logits of its output layer, as an instruction task trains it."""
+    save_model(tmp_path, "llama", AutoModelForCausalLM.from_config)
+    base = load_base(tmp_path, num_labels=None, device="cpu", dtype="bfloat16")
+    step = StepSettings(batch_size=3, seq_len=16, attention="eager")  # as on a CPU, where it was loaded
+    cost = estimate_ranks(tmp_path, [4], settings=step, pack_size=2).ranks[0].cost
+    training = TrainingSettings(steps=2, batch_size=3)
+    peak = simulate_pack(base, some_trials(4, 4), targets_of(base), training, 16, cuda=True).peak()
+    parts = cost.memory.memory
+    assert parts.activations == peak.bytes_by_kind["activations"]
+    assert parts.total == pytest.approx(peak.bytes, rel=0.001)  # the allocator rounds up
+
+
+@pytest.mark.parametrize("architecture", [*LANGUAGE_MODELS, "granite", "cohere"])
+def test_where_logits_are_not_the_output_layer_s_is_known_from_the_configuration(
+    architecture: str, tmp_path: Path
+) -> None:
+    config = tiny_config(architecture)
+    save_model(tmp_path, architecture, AutoModelForCausalLM.from_config)
+    loaded = load_base(tmp_path, num_labels=None, device="cpu", dtype="float32")
+    described, _, _ = pack_of(config, 4, 1, StepSettings(dtype="float32"))
+    assert described.plain_head == loaded.plain_head

@@ -206,6 +206,7 @@ def test_the_ways_to_train_have_a_line_each(width: int) -> None:
         "full fine-tuning 6.43 GB 12.3 GB 47.6 GB (46.7–51.4) no 0",
         "LoRA, rank 4 6.43 GB 12.3 GB 21.9 GB (21.5–23.7) yes 12",
         "QLoRA, rank 4 2.37 GB 999 MB 6.55 GB (6.42–7.07) yes 12",
+        "Activations: those alive at the peak.",
         "QLoRA: the base model in nf4.",
     ]
     assert "on a GPU of 25.8 GB" in text(methods_table(ESTIMATE), width)

@@ -84,7 +84,11 @@ def estimate(
         raise UserError("pack-size: PEFT trains one adapter; give --engine pack, too")
     if engine == "pack" and method == "formula":
         raise UserError("engine pack: the formula knows no packs; leave out --method formula")
-    chosen_ranks, targets = parse_ranks(ranks), parse_targets(target_modules)
+    try:
+        chosen_ranks = parse_ranks(ranks)
+    except UserError as error:
+        raise UserError(f"ranks: {error}") from None
+    targets = parse_targets(target_modules)
     room = None if gpu is None else gpu_bytes(gpu)
 
     # Collecting garbage takes a fifth of the time that torch and transformers take to import.

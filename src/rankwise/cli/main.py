@@ -90,7 +90,7 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"{error.filename or 'a file'} cannot be used ({error.strerror or error})", 2)
     except TyperException as error:
-        code = _fail(" ".join(error.format_message().split()), 2)
+        code = _fail(" ".join(error.format_message().replace("Value error, ", "").split()), 2)
     if code == 130:
         ignore_interrupts()
     sys.exit(code if isinstance(code, int) else 0)

@@ -23,7 +23,7 @@ from rankwise.compare.schedule import Following, most_rates
 from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
 from rankwise.lora.packable import packable
-from rankwise.memory.formula import capacity_floor, check_ranks
+from rankwise.memory.parameters import capacity_floor, check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
@@ -252,7 +252,7 @@ def disk_bytes(prepared: Prepared) -> int:
     that were dropped before gave back. A file is written beside and renamed, hence twice.
     """
     config = prepared.config
-    trials = most_rates(config) * config.seeds
+    trials = most_rates(config) * config.seeds * len(config.scalings)
     states = [12 * prepared.params(rank).total for rank in config.ranks for _ in range(trials)]
     checkpoint = sum(sorted(states)[-prepared.most_trials :])
     scores = 16 * len(prepared.task.test) * len(states)

@@ -110,7 +110,7 @@ def _uncertain(estimate: MemoryEstimate) -> int:
 
 
 def _factor(measured: int, estimated: int, uncertain: int) -> float:
-    return max(0.0, 1 + (measured - estimated) / uncertain)
+    return max(0.0, 1 + (measured - estimated) / uncertain) if uncertain else 1.0
 
 
 def _no_room(needed: int, device: str) -> UserError:

@@ -27,6 +27,7 @@ _STATE_BYTES = {"adamw-8bit": 2 + 2 * 4 / 256, "sgd": 0.0, "adafactor": 0.0}
 def closed_form(
     layers: Sequence[LinearLayer],
     adapted: Sequence[LinearLayer],
+    quantizable: Sequence[LinearLayer],
     *,
     total_params: int,
     trainable_params: int,
@@ -39,7 +40,7 @@ def closed_form(
 
     With T = batch · length tokens, b bytes a weight of the base model and c of what is trained (b in full fine-tuning):
 
-    - base weights: b · total_params; a quantised weight has its packed size, embeddings and output layer keep b.
+    - base weights: b · total_params; quantised, `quantizable` layers have their packed size and the rest keeps b.
     - adapter weights: c · trainable_params (none with rank None, full fine-tuning).
     - optimiser states: two moments of c bytes (AdamW), 2.03 bytes (8-bit AdamW), none (SGD, Adafactor nearly so).
     - at the loss, activations: T · (Σ over linear layers b · d_out, the outputs that what follows keeps
@@ -56,7 +57,7 @@ def closed_form(
     b = DTYPE_BYTES[settings.dtype]
     c = b if rank is None else DTYPE_BYTES[settings.adapter_dtype]
     keeping = layers if rank is None else adapted
-    quantized = sum(layer.weights for layer in layers) if settings.quantize != "none" and rank is not None else 0
+    quantized = sum(layer.weights for layer in quantizable) if settings.quantize != "none" and rank is not None else 0
     packed = QUANTIZED_BYTES.get(settings.quantize, 0.0) * quantized
     blocks = max(1, len({match[0] for layer in layers if (match := re.search(r"\.\d+\.", layer.name))}))
     outputs = sum(b * layer.d_out for layer in layers)

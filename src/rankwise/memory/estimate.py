@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rankwise.base.quantize import can_quantize
 from rankwise.errors import UserError
-from rankwise.memory.formula import adapter_file_bytes, check_ranks
+from rankwise.memory.parameters import adapter_file_bytes, check_ranks
 from rankwise.memory.settings import Method, StepSettings
 from rankwise.memory.subject import Subject
 from rankwise.records import MemoryEstimate, ModelEstimate, RankEstimate, TrainingCost

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.first_token import compute_first_token_only, computes_first_token_only
 from rankwise.base.model import DTYPES, BaseModel, describe_base, remove_dropout
-from rankwise.base.shapes import LinearLayer, meta_model
+from rankwise.base.shapes import LinearLayer, is_causal, meta_model
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached
-from rankwise.memory.build import give_storage
+from rankwise.memory.build import give_storage, meta_step_model
 from rankwise.memory.cuda import WORKSPACE_BYTES
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors
@@ -27,6 +27,9 @@ from rankwise.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+# Where configurations of transformers say what is done to logits: Gemma 2, Cohere, Granite, Falcon H1.
+_OF_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def simulate_pack(
@@ -105,6 +108,12 @@ def _all_learned(ids: torch.Tensor) -> Learned:
     )
 
 
+def _changes_logits(config: PreTrainedConfig) -> bool:
+    """Whether the model scales or caps what leaves its output layer; of a loaded one that is tried."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) not in (None, 1) for name in _OF_LOGITS)
+
+
 def pack_of(
     config: PreTrainedConfig, rank: int, pack_size: int, settings: StepSettings
 ) -> tuple[BaseModel, list[Trial], TrainingSettings]:
@@ -124,7 +133,8 @@ def pack_of(
         raise UserError(
             "engine pack has float32 adapters with adamw on a base in float32 or bfloat16: leave out the other options"
         )
-    model = meta_model(config)
+    causal = is_causal(config)
+    model = meta_step_model(config, settings) if causal else meta_model(config)
     if settings.attention == "eager":
         model.config._attn_implementation = "eager"
     base = describe_base(
@@ -135,7 +145,8 @@ def pack_of(
         device=torch.device("meta"),
         dtype=cast(Any, settings.dtype),
         fresh=frozenset(),
-        causal=False,
+        causal=causal,
     )
+    base = replace(base, plain_head=causal and not _changes_logits(config))
     training = TrainingSettings(steps=2, batch_size=settings.batch_size, checkpointing=settings.checkpointing)
     return base, [Trial(rank, float(rank), False, 1e-3, seed) for seed in range(pack_size)], training

@@ -15,7 +15,7 @@ from rankwise.base.shapes import head_modules, linear_layers, outline_of, sizes_
 from rankwise.base.source import find_config, named_entry
 from rankwise.errors import UserError
 from rankwise.memory.closed_form import closed_form
-from rankwise.memory.formula import adapted_layers
+from rankwise.memory.parameters import adapted_layers
 from rankwise.memory.settings import Method, StepSettings
 from rankwise.records import Calibration, LayerGroup, MemoryEstimate, MemoryParts
 
@@ -121,9 +121,12 @@ class Subject:
     def _computed(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         if self.sizes.hidden_size is None:
             raise UserError(f"a {self.config.model_type} model states no hidden size, which the formula needs")
+        kept = (*self.trained, *([] if self.outline.output is None else [self.outline.output]))
         memory = closed_form(
             self.layers,
             self.adapted,
+            # What transformers leaves as it is: `get_keys_to_not_convert`.
+            [layer for layer in self.layers if not within(layer.name, kept)],
             total_params=self.total_params,
             trainable_params=self.trainable_params(rank),
             hidden_size=self.sizes.hidden_size,

@@ -82,7 +82,10 @@ def methods_sheet(estimate: ModelEstimate) -> Sheet:
         f"on a GPU of {bytes_text(estimate.gpu_bytes)}",
         [*headings, *(Heading(column.header) for column in _GPU_COLUMNS)],
         rows,
-        [f"QLoRA: the base model in {'nf4' if quantized == 'none' else quantized}."],
+        [
+            "Activations: those alive at the peak.",
+            f"QLoRA: the base model in {'nf4' if quantized == 'none' else quantized}.",
+        ],
     )
 
 

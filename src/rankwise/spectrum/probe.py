@@ -25,7 +25,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared, Tell, prepare
 from rankwise.errors import RunError, UserError
 from rankwise.lora.attach import attached, factor_names, initial_heads, initial_state
-from rankwise.memory.formula import capacity_floor
+from rankwise.memory.parameters import capacity_floor
 from rankwise.records import RankPattern, RankProbe, Trial
 from rankwise.spectrum.adapter import Svd, decomposed, one_thread
 from rankwise.spectrum.confirmed import Measured, compared, point_of
@@ -33,8 +33,7 @@ from rankwise.spectrum.gradients import RandomMatrices, Warmed, sketched_gradien
 from rankwise.spectrum.patterns import commonest, ranks_for_budget
 from rankwise.tasks.task import Task, training_rows
 from rankwise.train.cost import PeakMemory
-from rankwise.train.failure import device_failure_told
-from rankwise.train.heap import out_of_memory_told
+from rankwise.train.failure import device_failure_told, out_of_memory_told
 from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
 
 _STEPS = 100  # of a warm-up
@@ -122,7 +121,7 @@ def _halves(prepared: Prepared, examples: int) -> tuple[Rows, Rows]:
     size = prepared.config.batch_size
     lengths = prepared.task.train.input_ids.lengths
     batches = min(examples, len(lengths)) // size // 2 * 2
-    if batches == 0:
+    if batches <= 0:
         raise UserError(
             f"examples: {min(examples, len(lengths)):,} make no two batches of {size}, one for each half; "
             "give more, or a smaller batch-size"

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.base.source import EMBEDDED
 from rankwise.errors import UserError
-from rankwise.memory.formula import check_ranks, estimate_lora_params
+from rankwise.memory.parameters import check_ranks, estimate_lora_params
 from rankwise.records import ParameterCount
 from tests.models import peft_model, save_model, tiny_config
 
