@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -102,6 +103,15 @@ def test_json_is_one_document_on_standard_output(place: Path) -> None:
     assert "training" in done.stderr
 
 
+def test_a_flag_takes_the_place_of_what_a_file_says_otherwise(place: Path, terminal: Terminal) -> None:
+    data = "train: train.csv\ntext: sentence\nmodel: model\nmax-length: 16\n"
+    (place / "keep.yaml").write_text(f"{data}keep: 0.9\nepochs: 1\n")
+    options = ("keep.yaml", "--margin", "0.01", "--steps", "3", "--ranks", "2", "--run", "runs/margin", "--json")
+    terminal.succeed("compare", *options)
+    kept = json.loads((place / "runs/margin/comparison.json").read_text())["config"]
+    assert (kept["margin"], kept["keep"], kept["steps"], kept["epochs"]) == (0.01, 0.95, 3, None)
+
+
 def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Path, terminal: Terminal) -> None:
     (place / "c.yaml").write_text(
         "model: model\ntrain: train.csv\ntext: sentence\nranks: [2, 4]\nlearning-rates: [1.0e-3]\nseeds: 2\n"
@@ -116,18 +126,29 @@ def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Pa
 def test_the_table_and_where_everything_is(terminal: Terminal) -> None:
     out = terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/table")
     assert re.search(r"^ +4 +4 +[\d,]+ +\d+\.\d % \(", out, re.MULTILINE)
-    assert out.splitlines()[-2:] == ["run      runs/table", "adapter  runs/table/adapter"]
-    assert max(map(len, out.splitlines())) <= 80
+    whose = ": no rank is named, so the best of all on validation"
+    assert out.splitlines()[-2:] == ["run      runs/table", f"adapter  runs/table/adapter{whose}"]
+    assert max(map(len, out.splitlines()[:-1])) <= 80
 
 
 def test_an_unresolved_answer_is_an_error_only_where_a_resolved_one_is_required(terminal: Terminal) -> None:
     one_seed = (*COMPARE, "--seeds", "1", "--steps", "3", "--run", "runs/one seed")
     out = terminal.succeed(*one_seed)
     assert "unresolved: no rank yet" in out
+    assert out.endswith("adapter  runs/one seed/adapter: no rank is named, so the best of all on validation\n")
     assert "train with --seeds 3 or more" in " ".join(out.split())
     code, out, _ = terminal.run(*one_seed, "--resume", "--require-resolved", "--json")
     assert code == 3
     assert json.loads(out)["recommendation"]["status"] == "unresolved"
+
+
+@pytest.mark.parametrize(("status", "code"), [("resolved", 0), ("not_plateaued", 3), ("no_gain", 3)])
+def test_nothing_but_a_resolved_answer_is_taken_for_one(
+    status: str, code: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = SimpleNamespace(recommendation=SimpleNamespace(status=status))
+    monkeypatch.setattr("rankwise.cli.show.show_comparison", lambda config, **options: answered)
+    assert terminal.run(*COMPARE, "--require-resolved")[0] == code
 
 
 def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) -> None:
@@ -144,9 +165,17 @@ def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) ->
 
 
 def test_a_plan_starts_nothing(place: Path, terminal: Terminal) -> None:
-    out = terminal.succeed(*COMPARE, "--steps", "1000", "--run", "runs/plan", "--plan")
+    before = sorted(place.glob("runs/*"))
+    out = terminal.succeed(*COMPARE, "--steps", "1000", "--plan")
     assert "8 of up to 1,000 steps each, in 1 pack" in " ".join(out.split())
-    assert not (place / "runs/plan").exists()
+    assert sorted(place.glob("runs/*")) == before
+
+
+@pytest.mark.parametrize("option", [("--run", "runs/plan"), ("--resume",), ("--require-resolved",)])
+def test_a_plan_of_a_run_that_is_there_is_refused(option: tuple[str, ...], terminal: Terminal) -> None:
+    code, _, err = terminal.run(*COMPARE, "--plan", *option)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("rankwise: plan: it is of a new run")
 
 
 def kept(run: Path) -> dict[str, Any]:
@@ -251,6 +280,7 @@ def bad_input(place: Path, name: str) -> tuple[str, ...]:
 
 BAD = {
     "missing file": (("--train", "absent.csv"), "absent.csv: no such file"),
+    "keep and margin": (("--keep", "0.9", "--margin", "0.1"), "keep and margin are both given: leave one out"),
     "missing column": (("--text", "sentences"), "no column 'sentences'; its columns are 'sentence', 'label'"),
     "empty": ((), "empty.csv: the file is empty"),
     "one class": ((), "every label in column 'label' is 'yes'; at least two classes are needed"),

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from rankwise.cli.main import app, main
+from rankwise.tasks.splits import TEST_SHARE, VALIDATION_SHARE
 from tests.compare.runs import given_costs
 from tests.export.runs import made_run
 
@@ -112,3 +113,25 @@ def test_completing_does_not_wait_for_torch(typed: str, completed: str) -> None:
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert imported.isdisjoint({"torch", "transformers", "pandas", "scipy"})
+
+
+def test_what_is_cut_from_train_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["rankwise", "compare", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Test data [{TEST_SHARE:.0%} of train]".replace("%", " %") in said
+    assert f"Validation data [{VALIDATION_SHARE:.0%} of train, after test".replace("%", " %") in said
+
+
+@pytest.mark.parametrize(("command", "name"), [("compare", "run"), ("probe", "examples"), ("compare", "plan")])
+def test_what_is_a_command_s_own_is_no_part_of_a_file(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"task: docmatch\n{name}: 3\n")
+    monkeypatch.setattr(sys, "argv", ["rankwise", command, str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.endswith(
+        f"c.yaml: {name} is no part of a comparison: give --{name} on the command line\n"
+    )

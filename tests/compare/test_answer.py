@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
+from rankwise.compare.choice import Choice
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.results import Choice
 from rankwise.errors import RunError
 from rankwise.records import Evaluation, Scores, TrialResult
 from tests.decide.simulated import comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from rich.console import Console
 
 from rankwise.compare import full
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.forgetting import forgotten
 from rankwise.compare.observer import Stage
 from rankwise.compare.run import run_rank_comparison
-from rankwise.records import RankComparison
+from rankwise.records import RankComparison, Scores
 from rankwise.report.tables import comparison_table
 from tests.compare.runs import KilledError, given_costs, journal, numbers
 from tests.compare.test_instruction_run import conversations, instruction_config
@@ -147,3 +149,15 @@ def test_other_retained_texts_are_scored_anew(
     other = run_rank_comparison(replace(short, retain=tmp_path / "other.txt"), run=run, resume=True)
     assert other.baseline.retained_nll != finished.baseline.retained_nll
     assert other.experiments[0].nll == finished.experiments[0].nll
+
+
+def test_a_text_that_a_rank_can_no_longer_score_leaves_no_limits() -> None:
+    def scores(nll: list[list[float]]) -> Scores:
+        return Scores(np.array(nll, np.float32), np.ones((len(nll), len(nll[0])), np.float32), None)
+
+    lost = forgotten(scores([[0.5, 0.5]]), scores([[0.75, math.inf], [0.75, 1.0]]), None)
+    assert lost["forgetting"] == math.inf
+    assert (lost["forgetting_low"], lost["forgetting_high"]) == (None, None)
+    finite = forgotten(scores([[0.5, 0.5]]), scores([[0.75, 0.5], [0.75, 1.0]]), None)
+    assert finite["forgetting"] == pytest.approx(0.25)
+    assert finite["forgetting_low"] is not None

@@ -247,6 +247,15 @@ def test_only_what_has_changed_is_told_of_a_comparison_that_has_grown(witness: W
     ]
 
 
+def test_a_trial_that_trained_on_is_ended_again_though_it_is_dropped_again(witness: Witness, tmp_path: Path) -> None:
+    reporting(tmp_path, "wandb").settle(results("dropped"))
+    further = reporting(tmp_path, "wandb")
+    further.step(StepReport(TRIALS[:1], 3, (0.5,), (Evaluation(3, 0.4, 0.8),)))
+    further.settle(results("dropped"))
+    further.close()
+    assert [call[2] for call in witness.told if call[0] == "close"] == [{"status": "dropped"}] * 2
+
+
 def test_each_look_at_a_comparison_is_a_run(witness: Witness, finished: RankComparison, tmp_path: Path) -> None:
     """One that has grown may have another answer, and figures at the same ranks."""
     looks = Journal(tmp_path / "journal.jsonl")

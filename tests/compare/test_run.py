@@ -25,7 +25,8 @@ from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
-from rankwise.compare.prepare import prepare
+from rankwise.compare.prepare import disk_bytes, prepare
+from rankwise.compare.schedule import most_rates
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
@@ -232,10 +233,21 @@ def test_a_run_that_was_smaller_ends_as_one_that_was_large_from_the_start(
         # Packed otherwise, so equal but for rounding.
         assert one.nll == pytest.approx(other.nll, rel=1e-3)
     looks = [note for note in extended.notes if note not in finished.notes]
-    assert [note.partition(":")[0] for note in looks] == ["the comparison has grown and was decided 2 times"]
+    assert [note[:35] for note in looks] == ["the comparison was decided 2 times,"]
     for experiment in extended.experiments:
         trial = config.trial(experiment.rank, experiment.learning_rate, 1)
         assert len(pd.read_parquet(tmp_path / "run" / "trials" / trial.id / "scores.parquet")) == 60
+
+
+@pytest.mark.parametrize("rule", [{"keep": 0.5}, {"margin": 0.3}, {"metric": "accuracy"}])
+def test_another_rule_is_another_look(
+    rule: dict[str, Any], finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    """Whoever tries margins until one resolves is told."""
+    shutil.copytree(finished.run, tmp_path / "run")
+    decided = run_rank_comparison(replace(config, **rule), run=tmp_path / "run", resume=True)
+    assert [note for note in decided.notes if "was decided 2 times" in note]
+    assert len(journal(tmp_path / "run", "decided")) == 2
 
 
 def test_killed_at_any_write_a_run_ends_with_the_same_numbers(
@@ -420,6 +432,24 @@ def test_a_run_that_another_made_meanwhile_is_not_joined(
     monkeypatch.setattr("rankwise.compare.run.disk_bytes", other_first)
     with pytest.raises(UserError, match="continue it with --resume"):
         run_rank_comparison(config, run=tmp_path / "run")
+
+
+def test_a_further_scaling_wants_as_many_states_again(config: ComparisonConfig) -> None:
+    one = prepare(config, lambda text, share=None: None)
+    two = replace(one, config=replace(config, scalings=("alpha/rank", "rslora")))
+    trials = most_rates(config) * config.seeds
+    states = sum(12 * one.params(rank).total * trials for rank in config.ranks)
+    assert disk_bytes(two) - disk_bytes(one) >= states
+
+
+def test_another_device_of_its_kind_goes_on_with_a_run(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.run, tmp_path / "run")
+    other = "auto" if config.device == "cpu" and not torch.cuda.is_available() else "cpu"
+    assert other != config.device
+    again = run_rank_comparison(replace(config, device=other), run=tmp_path / "run", resume=True)
+    assert again.experiments == finished.experiments
 
 
 def test_another_scaling_extends_a_run_and_says_whether_the_conclusion_flips(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from rankwise.compare.choice import choose
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.results import choose
 from rankwise.compare.schedule import (
     MOST_ADDED,
     Following,

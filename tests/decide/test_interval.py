@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from rankwise.decide.interval import crossed_interval, over_examples, over_seeds
+from rankwise.decide.interval import crossed_interval, over_examples, over_seeds, share_interval
 from rankwise.records import Interval
 
 # Eighths, so that a shift or a scale by a power of two rounds nothing.
@@ -204,3 +204,14 @@ def test_over_clusters_of_one_adapter_is_what_seeds_that_agree_leave(scores: np.
 def test_over_examples_has_no_limits_where_nothing_varies() -> None:
     assert over_examples(np.full(9, 0.25)) == Interval(0.25, None, None)
     assert over_examples(np.array([0.25, 0.75]), groups=np.array([4, 4])) == Interval(0.5, None, None)
+
+
+@given(arrays(np.float64, st.tuples(st.integers(2, 4), st.integers(2, 9)), elements=st.floats(0, 1)))
+def test_a_share_s_limits_are_shares(scores: np.ndarray) -> None:
+    share, free = share_interval(scores), crossed_interval(scores)
+    assert share.mean == free.mean
+    if np.ptp(scores) == 0:
+        assert (share.low, share.high) == (None, None)
+    elif share.low is not None and share.high is not None:
+        assert 0 <= share.low <= share.mean <= share.high <= 1
+        assert (share.low, share.high) == tuple(np.clip([free.low, free.high], 0, 1))

@@ -12,8 +12,7 @@ import torch
 
 from rankwise import ComparisonConfig, RunError, plan_rank_comparison, run_rank_comparison
 from rankwise.train import loop
-from rankwise.train.failure import device_failure_told
-from rankwise.train.heap import is_out_of_memory
+from rankwise.train.failure import device_failure_told, is_out_of_memory
 from tests.compare.runs import journal, numbers
 
 pytestmark = pytest.mark.usefixtures("given_costs")

@@ -89,7 +89,8 @@ def test_a_comparison_shows_every_column_of_the_terminals_tables_its_answer_and_
     assert [row[0] for row in second[1:]] == ["0", "4", "16", "256"]
     assert answer[0][:1] == ["answer"]
     assert answer[0][1].startswith("unresolved; until more is known: rank 4, alpha 8")
-    assert page.texts["p"] == [*sheet.below, *comparison_sheet(RICH.over[0]).below, *(f"note: {n}" for n in RICH.notes)]
+    notes = [*(f"note: {n}" for n in RICH.notes), *(f"note: over nf4: {n}" for n in RICH.over[0].notes)]
+    assert page.texts["p"] == [*sheet.below, *comparison_sheet(RICH.over[0]).below, *notes]
 
 
 def test_a_model_shows_its_ranks_and_what_fits_and_a_step_its_parts() -> None:

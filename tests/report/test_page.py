@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -167,3 +168,9 @@ def test_the_band_is_the_margin_on_the_worse_side_of_the_reference(metric: Any) 
         assert (band["from"], band["to"]) == (reference.nll, reference.nll + 0.05)
     else:
         assert (band["from"], band["to"]) == (reference.accuracy, reference.accuracy - 0.05)
+
+
+def test_full_fine_tuning_that_can_not_be_scored_has_no_mark() -> None:
+    assert RICH.full is not None
+    shown = Read(page(dataclasses.replace(RICH, full=dataclasses.replace(RICH.full, nll=math.nan, accuracy=math.nan))))
+    assert not [label for label in labels(shown.specifications) if "full fine-tuning: " in label and "nan" in label]

@@ -113,3 +113,13 @@ def test_notes_are_shown_in_full(width: int) -> None:
 
 def test_no_notes_print_nothing() -> None:
     assert "".join(rendered(comparison_notes(dataclasses.replace(COMPARISON, notes=())))) == ""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_rows_of_two_scalings_are_told_apart(width: int) -> None:
+    other = changed(COMPARISON, use_rslora=True)
+    both = dataclasses.replace(COMPARISON, experiments=(*COMPARISON.experiments, *other.experiments))
+    lines = rendered(comparison_table(both), width)
+    assert [" ".join(words[:2]) for words in rows(lines)[4:]] == ["4 rs", "16 rs", "256 rs"]
+    assert "scaling is alpha/rank, of ranks with rs alpha/sqrt(rank)." in " ".join(" ".join(lines).split())
+    assert all(words[1] != "rs" for words in rows(rendered(comparison_table(other), width)))

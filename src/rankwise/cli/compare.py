@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rankwise.cli.options import configured
+from rankwise.errors import UserError
 
 
 def compare(
@@ -23,7 +24,7 @@ def compare(
         bool, typer.Option("--plan", help="Show trials, time and memory from a few timed steps; start nothing.")
     ] = False,
     require_resolved: Annotated[
-        bool, typer.Option("--require-resolved", help="Leave with exit code 3 where the answer is unresolved.")
+        bool, typer.Option("--require-resolved", help="Leave with exit code 3 where the answer is not resolved.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
     options: dict[str, Any],
@@ -39,9 +40,11 @@ def compare(
     from rankwise.cli.show import show_comparison, show_plan
 
     if plan:
+        if run is not None or resume or require_resolved:
+            raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
         show_plan(config, json=json)
     else:
         again = f"rankwise compare{'' if file is None else f' {file}'} …"
         comparison = show_comparison(config, run=run, resume=resume, json=json, command=again)
-        if require_resolved and comparison.recommendation.status == "unresolved":
+        if require_resolved and comparison.recommendation.status != "resolved":
             raise typer.Exit(3)

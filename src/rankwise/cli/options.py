@@ -12,6 +12,9 @@ import typer
 
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.config_file import read_config_file
+from rankwise.errors import UserError
+
+_OF_COMMANDS = {"run", "resume", "plan", "json", "require_resolved", "examples", "params"}
 
 
 def options_from_config(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:
@@ -43,9 +46,12 @@ def configured(file: Path | None, options: Mapping[str, Any]) -> ComparisonConfi
     """The configuration of a file, where there is one, and of the options given on the command line, which override."""
     values = {} if file is None else read_config_file(file)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    for length, rival in (("steps", "epochs"), ("epochs", "steps")):
-        if length in options:
-            values.pop(rival, None)
+    if of_commands := sorted(values.keys() & _OF_COMMANDS):
+        name = of_commands[0].replace("_", "-")
+        raise UserError(f"{file}: {name} is no part of a comparison: give --{name} on the command line")
+    for pair in (("steps", "epochs"), ("keep", "margin")):
+        if given := options.keys() & pair:
+            values = {name: value for name, value in values.items() if name in given or name not in pair}
     return ComparisonConfig.from_mapping(
         {**values, **options}, origin="the command line" if file is None else str(file)
     )

@@ -40,10 +40,11 @@ def show_comparison(
     console = Console()
     for other in (comparison, *comparison.over):
         console.print(comparison_table(other))
-    console.print(comparison_notes(comparison))
+        console.print(comparison_notes(other))
     console.print(recommendation_table(comparison.recommendation))
+    whose = "" if comparison.recommendation.rank is not None else ": no rank is named, so the best of all on validation"
     console.print(
-        f"run      {comparison.run}", f"adapter  {comparison.adapter}", sep="\n", markup=False, soft_wrap=True
+        f"run      {comparison.run}", f"adapter  {comparison.adapter}{whose}", sep="\n", markup=False, soft_wrap=True
     )
     return comparison
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rankwise.compare.choice import Choice, notes_on_training
 from rankwise.compare.forgetting import NOTHING_RETAINED, Forgotten
-from rankwise.compare.results import Choice, notes_on_training
 from rankwise.decide.guards import macro_f1, matthews, pseudo_values
-from rankwise.decide.interval import crossed_interval
+from rankwise.decide.interval import crossed_interval, share_interval
 from rankwise.decide.reason import reason
 from rankwise.decide.verdict import CONFIDENCE, Decision, Margin, RankVerdict, decide
 from rankwise.errors import RunError
@@ -114,10 +114,7 @@ def answer(
 
 def _row(trial: Trial, scores: Scores, data: TestData, taken: Taken, verdict: RankVerdict | None) -> RankExperiment:
     """One rank's row, from any of its chosen trials and the scores of all of them."""
-    accuracy = crossed_interval(data.values("accuracy", scores), groups=data.groups)
-    if accuracy.low == accuracy.high:
-        # Every example right (or wrong) at every seed does not tell how another sample would vary.
-        accuracy = Interval(accuracy.mean, None, None)
+    accuracy = share_interval(data.values("accuracy", scores), groups=data.groups)
     difference = Interval(float("nan"), None, None) if verdict is None else verdict.difference
     return RankExperiment(
         rank=trial.rank,
@@ -126,8 +123,8 @@ def _row(trial: Trial, scores: Scores, data: TestData, taken: Taken, verdict: Ra
         learning_rate=trial.learning_rate,
         trainable_params=taken.trainable_params,
         accuracy=accuracy.mean,
-        accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
-        accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
         nll=float(scores.nll.mean(dtype=np.float64)),
         macro_f1=data.mean("macro_f1", scores),
         mcc=data.mean("mcc", scores),

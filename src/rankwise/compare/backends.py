@@ -19,7 +19,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.plan import PlannedPack
 from rankwise.compare.prepare import Prepared
 from rankwise.errors import UserError
-from rankwise.train.heap import is_out_of_memory
+from rankwise.train.failure import is_out_of_memory
 from rankwise.train.loop import StepReport, TrainedTrial, run_pack
 
 

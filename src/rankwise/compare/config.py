@@ -87,8 +87,8 @@ class ComparisonConfig:
         "`classification` or `instruction` tuning on your data; built in: `docmatch` (classes), `docstrings` (text).",
     )
     train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
-    validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
-    test: Source | None = _option(None, _source, "Test data; cut from train where not given.")
+    validation: Source | None = _option(None, _source, "Validation data [15 % of train, after test is cut].")
+    test: Source | None = _option(None, _source, "Test data [20 % of train].")
     text: str = _option("text", parse_text, "Column of the text.")
     text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
     label: str = _option("label", parse_text, "Column of the label.")
@@ -131,7 +131,7 @@ class ComparisonConfig:
         None, parse_duration, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
     )
     alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
-    rslora: bool = _option(False, parse_flag, "Short for --scalings rslora.")
+    rslora: bool = _option(False, parse_flag, "Scale by alpha/sqrt(rank); in a comparison short for --scalings rslora.")
     scalings: tuple[Scaling, ...] = _option(
         ("alpha/rank",),
         distinct(one_of("alpha/rank", "rslora"), "scaling"),
@@ -252,6 +252,8 @@ class ComparisonConfig:
         if self.bases is not None:
             for name in self._given("dtype", "quantize"):
                 raise UserError(f"{name} and bases are both given: leave one out")
+        if self.margin is not None and self._given("keep"):
+            raise UserError("keep and margin are both given: leave one out")
         for base in (self.quantize, *(self.bases or ())):
             if self.full_learning_rates is not None and base not in ("none", "float32", "bfloat16"):
                 raise UserError(f"full-learning-rates: weights in {base} cannot be trained; leave one out")

@@ -25,7 +25,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not YAML ({reason_of(error)})") from error
+        reason = reason_of(error).replace(' in "<unicode string>",', " in")
+        raise UserError(f"{path}: not YAML ({reason})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
     if not all(isinstance(name, str) for name in values):

@@ -16,7 +16,7 @@ _MAY_GROW = ("ranks", "scalings", "learning_rates", "seeds", "max_test_examples"
 _MAY_DIFFER = (
     *("train", "validation", "test", "retain"),  # which data they are is told by fingerprints
     *("trust_remote_code", "pack_size", "full_learning_rates", "report_to"),  # these change no trial's numbers
-    *("backend", "address"),  # where it is trained does neither
+    *("backend", "address", "device"),  # where it is trained does neither; a device of another kind is told below
     *("metric", "keep", "margin", "budget"),  # nor do these; they change the answer, and how far escalate goes
 )
 

@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 from rankwise.decide.interval import crossed_interval
-from rankwise.records import Scores
+from rankwise.records import Interval, Scores
 
 
 class Forgotten(TypedDict):
@@ -23,11 +23,15 @@ NOTHING_RETAINED = Forgotten(retained_nll=None, forgetting=None, forgetting_low=
 
 
 def forgotten(before: Scores, after: Scores, groups: np.ndarray | None) -> Forgotten:
-    """The rise of the texts' NLL from rank 0, (1, texts), to trials of all seeds, (seeds, texts)."""
-    rise = crossed_interval(after.nll.astype(np.float64) - before.nll, groups=groups)
+    """The rise of the texts' NLL from rank 0, (1, texts), to trials of all seeds, (seeds, texts).
+
+    Without limits where a loss is not finite.
+    """
+    rises = after.nll.astype(np.float64) - before.nll
+    rise = crossed_interval(rises, groups=groups) if np.isfinite(rises).all() else Interval(rises.mean(), None, None)
     return Forgotten(
         retained_nll=float(after.nll.mean(dtype=np.float64)),
-        forgetting=rise.mean,
+        forgetting=float(rise.mean),
         forgetting_low=rise.low,
         forgetting_high=rise.high,
     )

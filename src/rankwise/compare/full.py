@@ -19,7 +19,7 @@ from rankwise.compare.forgetting import NOTHING_RETAINED, forgotten
 from rankwise.compare.journal import Event, Journal
 from rankwise.compare.prepare import Prepared, Tell
 from rankwise.compare.scoring import read_stacked
-from rankwise.decide.interval import crossed_interval
+from rankwise.decide.interval import share_interval
 from rankwise.records import FullFineTuning
 from rankwise.train.full import fine_tune
 
@@ -90,7 +90,7 @@ def _row(prepared: Prepared, directory: RunDirectory, rate: float, events: Seque
     task = prepared.task
     paths = [_path(directory, event["id"]) for event in events]
     scores = read_stacked(directory, paths)
-    accuracy = crossed_interval(scores.correct.astype(np.float64), groups=task.test.groups)
+    accuracy = share_interval(scores.correct.astype(np.float64), groups=task.test.groups)
     forgets = NOTHING_RETAINED
     if task.retained is not None:
         before, after = (read_stacked(directory, of, RETAINED) for of in ([directory.baseline], paths))
@@ -100,8 +100,8 @@ def _row(prepared: Prepared, directory: RunDirectory, rate: float, events: Seque
         learning_rate=rate,
         trainable_params=events[0]["params"],
         accuracy=accuracy.mean,
-        accuracy_low=None if accuracy.low is None else max(0.0, accuracy.low),
-        accuracy_high=None if accuracy.high is None else min(1.0, accuracy.high),
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
         nll=float(scores.nll.mean(dtype=np.float64)),
         training_time_seconds=median(event["step_seconds"] for event in events) * prepared.settings.steps,
         peak_memory_bytes=int(median(peaks)) if peaks else None,

@@ -16,13 +16,13 @@ import numpy as np
 from rankwise.compare import escalate, ladder
 from rankwise.compare.answer import TestData, judge
 from rankwise.compare.backends import Backend
+from rankwise.compare.choice import Choice, choose
 from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
 from rankwise.compare.journal import Journal, validation_baseline
 from rankwise.compare.plan import usable_bytes
 from rankwise.compare.prepare import Prepared
-from rankwise.compare.results import Choice, choose
 from rankwise.compare.scoring import read_stacked, score_trials
 from rankwise.compare.training import TrainingObserver, free_bytes, step_costs, train
 from rankwise.decide.verdict import Margin

@@ -12,8 +12,7 @@ from rankwise.compare.schedule import Schedule, most_rates, steps_per_seed
 from rankwise.compare.training import pack_size
 from rankwise.records import ComparisonPlan
 from rankwise.train.cost import measure_costs
-from rankwise.train.failure import device_failure_told
-from rankwise.train.heap import out_of_memory_told
+from rankwise.train.failure import device_failure_told, out_of_memory_told
 
 _HINT = "plan with a smaller --batch-size or --gradient-checkpointing"
 

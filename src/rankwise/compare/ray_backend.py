@@ -31,7 +31,7 @@ from rankwise.compare.ray_worker import News, Order, Recipe, Worker, versions
 from rankwise.durable import write_file
 from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Trial
-from rankwise.train.heap import is_out_of_memory
+from rankwise.train.failure import is_out_of_memory
 
 _MOST_LOST = 3  # workers that die with one pack, or while they load the base model, one after another
 _KNOCK = 10.0  # seconds for a cluster to answer

@@ -120,7 +120,7 @@ class Reporting:
     def _end(self, run: str, params: Values, points: Points, outcome: Values) -> None:
         status = outcome["status"]
         known = {event["to"]: event["status"] for event in self._journal.of("reported") if event["run"] == run}
-        others = [told for told in self._trackers if known.get(told.name) != status]
+        others = [told for told in self._trackers if run in told.last_steps or known.get(told.name) != status]
         for told in self._tell(others, lambda told: told.end(run, params, points, outcome)):
             self._journal.append("reported", to=told.name, run=run, status=status)
 

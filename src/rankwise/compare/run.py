@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.backends import Backend, Workers, backend_for, cluster
+from rankwise.compare.choice import Choice, choose
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.forgetting import forgotten
@@ -27,18 +28,17 @@ from rankwise.compare.observer import Observer, Stage, ignore
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
-from rankwise.compare.results import Choice, choose
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import Planned, step_costs, train
 from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Baseline, RankComparison, Recommendation
 from rankwise.train.cost import StepCost
-from rankwise.train.failure import device_failure_told
-from rankwise.train.heap import out_of_memory_told
+from rankwise.train.failure import device_failure_told, out_of_memory_told
 from rankwise.train.loop import StepReport
 
-_GROWN = ("ranks", "learning_rates", "seeds", "examples")  # with more of any of these, a decision is another look
+# With another value of any of these, a decision is another look.
+_LOOKS = ("ranks", "learning_rates", "seeds", "examples", "metric", "keep", "margin", "scaling")
 
 
 def run_rank_comparison(
@@ -214,6 +214,10 @@ def _publish(
         "learning_rates": list(prepared.config.learning_rates),
         "seeds": prepared.config.seeds,
         "examples": len(prepared.task.test),
+        "metric": prepared.config.metric,
+        "keep": prepared.config.keep,
+        "margin": prepared.config.margin,
+        "scaling": choice.config.scalings[0],
         "status": recommendation.status,
         "rank": recommendation.rank,
     }
@@ -238,12 +242,14 @@ def _over_another(its: Recommendation, mine: Recommendation, what: str) -> str:
 
 
 def _notes_on_looks(journal: Journal) -> list[str]:
-    looks = {str([event[name] for name in _GROWN]) for event in journal.of("decided")}
+    decided = journal.of("decided")
+    # A run that was begun before all of them were journaled has the last decision's.
+    looks = {str([event.get(name, decided[-1][name]) for name in _LOOKS]) for event in decided}
     if len(looks) == 1:
         return []
     return [
-        f"the comparison has grown and was decided {len(looks)} times: each look errs in up to 5 % of cases, "
-        "so together they err more often"
+        f"the comparison was decided {len(looks)} times, with more data or by another rule: each look errs in up to "
+        "5 % of cases, so together they err more often"
     ]
 
 

@@ -139,6 +139,19 @@ def crossed_mean(
     )
 
 
+def share_interval(
+    scores: Float[np.ndarray, "seeds examples"], *, groups: Int[np.ndarray, " examples"] | None = None
+) -> Interval:
+    """`crossed_interval` of scores from 0 to 1, within these.
+
+    No limits where all scores are the same, which does not tell how another sample would vary.
+    """
+    interval = crossed_interval(scores, groups=groups)
+    if interval.low is None or interval.high is None or interval.low == interval.high:
+        return Interval(interval.mean, None, None)
+    return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high))
+
+
 def crossed_interval(
     scores: Float[np.ndarray, "seeds examples"],
     *,

@@ -37,6 +37,7 @@ def markdown(record: object) -> str:
 def _of_comparison(comparison: RankComparison) -> list[Sheet]:
     answer = recommendation_sheet(comparison.recommendation)
     notes = [f"note: {isolated(note)}" for note in comparison.notes]
+    notes += [f"note: over {one.base}: {isolated(note)}" for one in comparison.over for note in one.notes]
     return [*map(comparison_sheet, (comparison, *comparison.over)), replace(answer, below=notes)]
 
 

@@ -98,7 +98,10 @@ def comparison_sheet(comparison: RankComparison, width: float = math.inf) -> She
     room = width - (_FORGETS_WIDTH if retained else 0)
     columns = [column for column in _COLUMNS if room >= column.from_width] + ([_FORGETS] if retained else [])
     rows = [[column.of_baseline(comparison.baseline) for column in columns]]
-    rows += [[column.of_rank(experiment) for column in columns] for experiment in comparison.experiments]
+    both = len({experiment.use_rslora for experiment in comparison.experiments}) > 1
+    for experiment in comparison.experiments:
+        rank, *others = [column.of_rank(experiment) for column in columns]
+        rows.append([f"{rank} rs" if both and experiment.use_rslora else rank, *others])
     if comparison.full is not None:
         rows.append([column.of_full(comparison.full) for column in columns])
     headings = [Heading(column.header, column.justify) for column in columns]
@@ -139,7 +142,7 @@ def _caption(comparison: RankComparison, *, wide: bool) -> list[str]:
     unit = "example" if classifies else "token"
     scores = f"{accuracy} and NLL (nats per {unit})" if wide else accuracy
     lines = [
-        f"Rank 0 is {baseline}; scaling is {' or '.join(sorted(rules))}.",
+        f"Rank 0 is {baseline}; scaling is {', of ranks with rs '.join(sorted(rules))}.",
         f"{scores}: mean over {seeds} and the test examples; {intervals}.",
         "Training time: what training this rank alone takes, the median time of its step times the steps.",
         "Peak memory: of such a step with the base model in memory; a dash where the device has no counter.",

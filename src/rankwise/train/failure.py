@@ -1,4 +1,4 @@
-"""A device that fails under a run: a GPU that fell off its bus, a driver that was restarted, a kernel that crashed."""
+"""What a device may do to a run: have no more memory, or fail (a GPU that fell off its bus, a restarted driver)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 
 from rankwise.errors import RunError
 
+_OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|error: out of memory|STATUS_ALLOC_FAILED")
 # As torch words it; the class came with torch 2.8, and not every call raises it.
 _FAILED = re.compile(r"(CUDA|HIP|XPU|cuDNN|MIOpen)( driver)? error: ")
 
 
 @contextmanager
 def device_failure_told(advice: str) -> Iterator[None]:
-    """A device's failure in one line, with what to do. Memory that is out is none: see `heap.out_of_memory_told`."""
+    """A device's failure in one line, with what to do. Memory that is out is no failure."""
     try:
         yield
     except RuntimeError as error:
@@ -29,3 +30,20 @@ def device_failure_told(advice: str) -> Iterator[None]:
 def _is_device_failure(error: RuntimeError) -> bool:
     accelerator = getattr(torch, "AcceleratorError", ())
     return isinstance(error, accelerator) or _FAILED.match(str(error)) is not None
+
+
+@contextmanager
+def out_of_memory_told(advice: str) -> Iterator[None]:
+    """Out of memory in one line, on whatever device, with what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"out of memory: {advice}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch has no class of its own for this, nor where CUDA's libraries find no room.
+    told = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -1,19 +1,11 @@
-"""Memory that training frees and takes again at every step, where malloc is glibc's; and memory that is out."""
+"""Memory that training frees and takes again at every step, where malloc is glibc's."""
 
 from __future__ import annotations
 
 import ctypes
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from rankwise.errors import RunError
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # `mallopt`'s names for them, in glibc's malloc.h
-_OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|error: out of memory|STATUS_ALLOC_FAILED")
 
 
 def keep_freed_memory() -> None:
@@ -40,20 +32,3 @@ def _of_libc(name: str) -> Any:
         return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None
-
-
-@contextmanager
-def out_of_memory_told(advice: str) -> Iterator[None]:
-    """Out of memory in one line, on whatever device, with what to do."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunError(f"out of memory: {advice}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch has no class of its own for this, nor where CUDA's libraries find no room.
-    told = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -48,7 +48,7 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart
         for low, high in [(row.simultaneous_low, row.simultaneous_high)]
     ]
     others: list[Point] = [{"value": value(comparison.baseline), "name": "rank 0"}]
-    if comparison.full is not None:
+    if comparison.full is not None and math.isfinite(value(comparison.full)):
         others.append({"value": value(comparison.full), "name": "full fine-tuning"})
     for other in others:
         other["label"] = f"{other['name']}: {name} {show(other['value'])}"

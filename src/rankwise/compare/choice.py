@@ -65,8 +65,10 @@ def choose(config: ComparisonConfig, results: Mapping[Trial, TrialResult], rank_
         if best is not None:
             chosen[rank] = tuple(config.trial(rank, best, seed) for seed in config.seed_numbers)
     if not chosen:
+        under = f" under {config.scalings[0]}" if len(results) > len(mine) else ""
         raise RunError(
-            "at every learning rate of every rank a seed diverged; add lower --learning-rates and go on with --resume"
+            f"at every learning rate of every rank{under} a seed diverged; "
+            "add lower --learning-rates and go on with --resume"
         )
     return Choice(config, mine, chosen, rank_0_nll)
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from rankwise.compare.choice import choose, notes_on_training
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.results import choose, notes_on_training
 from rankwise.errors import RunError
 from rankwise.records import Evaluation, Trial, TrialResult
 
@@ -118,3 +118,12 @@ def test_another_scaling_is_another_choice() -> None:
     assert all(trial.use_rslora for trial in choice.trials)
     assert choice.best(4) == stabilised.trial(4, 1e-4, 0)
     assert choice.best(None).seed == 0
+
+
+def test_of_two_scalings_the_one_where_nothing_trains_is_named() -> None:
+    nothing = results({(rank, rate): [math.nan, 0.1] for rank in (2, 4) for rate in (1e-4, 1e-3, 1e-2)})
+    beside = {replace(trial, use_rslora=True): result for trial, result in nothing.items()}
+    with pytest.raises(RunError, match=r"^at every learning rate of every rank a seed diverged; add lower"):
+        choose(CONFIG, nothing, RANK_0)
+    with pytest.raises(RunError, match=r"^at every learning rate of every rank under alpha/rank a seed diverged; add"):
+        choose(CONFIG, nothing | beside, RANK_0)
