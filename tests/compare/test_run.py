@@ -391,11 +391,13 @@ def test_a_plan_counts_and_leaves_nothing(
     config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # A step of so many trials, of which one alone would take nearly as long.
+    monkeypatch.setattr("rankwise.compare.preview.measure_pack", lambda base, task, trials, *_: 1.0 * len(trials))
     plan = plan_rank_comparison(replace(config, pack_size=3))
     assert (plan.trials, plan.packs, plan.steps) == (8, 3, 30)
-    assert plan.training_seconds > 0
-    # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30.
-    assert plan.training_seconds_at_most == pytest.approx(120 / 50 * plan.training_seconds)
+    # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30; of 2 ranks, 2 seeds.
+    assert plan.training_seconds == 50 * 4
+    assert plan.training_seconds_at_most == 120 * 4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from rankwise.base.load import load_base
 from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.records import Trial
-from rankwise.train.cost import PeakMemory, measure_costs
+from rankwise.train.cost import PeakMemory, measure_costs, measure_pack
 from rankwise.train.settings import TrainingSettings
 from tests.models import save_model
 from tests.train.tasks import token_task
@@ -51,6 +51,7 @@ def test_every_rank_is_measured_and_the_model_is_as_it_was(base: BaseModel) -> N
     assert [cost.rank for cost in costs] == [2, 8, 4]
     assert all(cost.seconds > 0 for cost in costs)
     assert all(cost.peak_bytes is None or cost.peak_bytes >= base.bytes for cost in costs)
+    assert measure_pack(base, token_task(), trials, targets, TrainingSettings(steps=3, batch_size=8)) > 0
     after = base.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -11,27 +11,28 @@ from rankwise.compare.prepare import disk_bytes, prepare
 from rankwise.compare.schedule import Schedule, most_rates, steps_per_seed
 from rankwise.compare.training import pack_size
 from rankwise.records import ComparisonPlan
-from rankwise.train.cost import measure_costs
+from rankwise.train.cost import measure_costs, measure_pack
 from rankwise.train.failure import device_failure_told, out_of_memory_told
 
 _HINT = "plan with a smaller --batch-size or --gradient-checkpointing"
 
 
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = ignore) -> ComparisonPlan:
-    """What a comparison would train and what that takes, from a few timed steps of each rank; nothing is kept."""
+    """What a comparison would train and what that takes, from a few timed steps of each rank and of the first pack."""
     with device_failure_told("run this again once it works"), out_of_memory_told(_HINT):
         prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
-        observe(Stage("timing a few steps of each rank"))
+        observe(Stage("timing a few steps of each rank, and of a pack"))
         first = prepared.as_grid(config.first_ranks)
-        costs = {cost.rank: cost for cost in measure_costs(*first.cost_arguments)}
-    rungs = prepared.settings.rungs
-    leg = Schedule(first.config, rungs, rank_0_nll=math.inf).next_leg({})
-    assert leg is not None
-    packs = plan_packs(leg, pack_size(first, costs), first=0)
+        base, task, trials, targets, settings = first.cost_arguments
+        costs = {cost.rank: cost for cost in measure_costs(base, task, trials, targets, settings)}
+        rungs = prepared.settings.rungs
+        leg = Schedule(first.config, rungs, rank_0_nll=math.inf).next_leg({})
+        assert leg is not None
+        packs = plan_packs(leg, pack_size(first, costs), first=0)
+        seconds = measure_pack(base, task, packs[0].trials, targets, settings) / len(packs[0].trials)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
-    base = prepared.base
     of_packs = [sum((costs[trial.rank].peak_bytes or 0) - base.bytes for trial in pack.trials) for pack in packs]
-    of_every_curve = len(config.scalings) * config.seeds * sum(cost.seconds for cost in costs.values())
+    of_every_curve = len(config.scalings) * config.seeds * len(costs) * seconds
     more = [f"bases: these figures are of {base.stored_as}, the first"] if len(config.each_base) > 1 else []
     return ComparisonPlan(
         trials=len(leg.trials),

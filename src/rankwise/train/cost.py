@@ -1,6 +1,6 @@
-"""What training one rank alone costs: the time of its step and the memory of its largest step.
+"""What training one rank alone costs: the time of its step and the memory of its largest step; and a pack's step.
 
-Measured apart from the packs, one trial at a time and the ranks in alternating order, because that is
+The first is measured apart from the packs, one trial at a time and the ranks in alternating order, because that is
 what somebody pays who trains the recommended rank, and because a machine that slows down for a while
 then slows every rank alike.
 """
@@ -23,13 +23,14 @@ from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
-from rankwise.tasks.task import Task, training_rows
+from rankwise.tasks.task import Task, pack_rows, training_rows
 from rankwise.train.heap import give_back_freed_memory
 from rankwise.train.loop import PackOptimizer, checkpointed_activations, train_step
 from rankwise.train.settings import TrainingSettings
 
 _ROUNDS = 3
 _TIMED_STEPS = 4  # of each rank in each round, after one that is not timed
+_PACK_STEPS = 8  # likewise
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,24 @@ def measure_costs(
         StepCost(trial.rank, statistics.median(seconds[trial.rank]), _median_bytes(peaks[trial.rank]))
         for trial in trials
     ]
+
+
+def measure_pack(
+    base: BaseModel, task: Task, trials: Sequence[Trial], targets: Sequence[LinearLayer], settings: TrainingSettings
+) -> float:
+    """Seconds of a step of these trials together: the mean of a few, since batches are of any length."""
+    with attached(base, trials, targets) as pack, checkpointed_activations(base, settings):
+        optimizer = PackOptimizer(pack, settings)
+        seeds = [trial.seed for trial in pack.trials]
+        batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, seeds)
+        started = 0.0
+        for number in range(1 + _PACK_STEPS):
+            if number == 1:
+                _wait(base.device)
+                started = time.perf_counter()
+            train_step(pack, optimizer, task, list(islice(batches, settings.accumulation)), 0)
+        _wait(base.device)
+        return (time.perf_counter() - started) / _PACK_STEPS
 
 
 class PeakMemory:
