@@ -49,3 +49,11 @@ def test_four_things_that_are_wrong_are_named_and_the_others_counted(count: int,
         find_adapter(saved(tmp_path, {}, *(f"{number}.lora_magnitude" for number in range(count))))
     assert str(error.value).count("has no place in a LoRA adapter") == 4
     assert str(error.value).endswith(end)
+
+
+def test_a_layer_of_one_input_and_one_output_has_an_adapter(tmp_path: Path) -> None:
+    saved(tmp_path, {"r": 1})
+    tensors = {f"base_model.model.query.lora_{name}.weight": torch.ones(1, 1) for name in "AB"}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (module,) = find_adapter(tmp_path).modules
+    assert (module.rank, module.d_in, module.d_out, module.scaling) == (1, 1, 1, 2)
