@@ -52,6 +52,8 @@ def test_examples_are_scored_where_they_would_be_learned(tokenizer: PreTrainedTo
         ("missing.txt", None, "missing.txt: cannot be read (No such file or directory)"),
         ("binary.txt", b"abc\xff", "binary.txt: not UTF-8 text (byte 3)"),
         ("empty.txt", b"", "empty.txt: too short, fewer than 2 tokens"),
+        ("empty.jsonl", b"\n", "empty.jsonl: no rows"),
+        ("empty.csv", b"prompt,completion\n", "empty.csv: no rows"),
         ("bad.jsonl", b'{"prompt": "a", "completion": ""}\n', "bad.jsonl, line 1: completion is empty; repair it"),
     ],
 )

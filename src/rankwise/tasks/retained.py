@@ -40,6 +40,8 @@ def load_retained(source: Source, tokenizer: PreTrainedTokenizerBase, max_length
     examples, bad, _ = rendered_examples(table, tokenizer)
     if bad:
         raise UserError(f"{bad[0]}; repair it, or leave it out")
+    if not len(examples):
+        raise UserError(f"{table.origin}: no rows")
     split, _ = tokenise(tokenizer, examples, max_length, learn_prompts=False)
     if not len(split):
         raise UserError(f"{table.origin}: no example has a token to score")
