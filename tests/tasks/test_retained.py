@@ -50,6 +50,7 @@ def test_examples_are_scored_where_they_would_be_learned(tokenizer: PreTrainedTo
     ("name", "content", "line"),
     [
         ("missing.txt", None, "missing.txt: cannot be read (No such file or directory)"),
+        ("~no-such-user/a.txt", None, "~no-such-user/a.txt: cannot be read (No such file or directory)"),
         ("binary.txt", b"abc\xff", "binary.txt: not UTF-8 text (byte 3)"),
         ("empty.txt", b"", "empty.txt: too short, fewer than 2 tokens"),
         ("empty.jsonl", b"\n", "empty.jsonl: no rows"),
@@ -63,6 +64,6 @@ def test_what_cannot_be_used_is_one_line(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
-        load_retained(tmp_path / name, tokenizer, 64)
+        load_retained(name if name.startswith("~") else tmp_path / name, tokenizer, 64)
     assert line in str(error.value)
     assert "\n" not in str(error.value)

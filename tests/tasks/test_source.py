@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
-from rankwise.tasks.source import Rows, Source, SplitName, read_splits
+from rankwise.tasks.source import Rows, Source, SplitName, read_splits, read_test_rows
 
 # What the usual loaders turn into missing values, numbers, booleans or dates, and what breaks parsers.
 TRAPS = [
@@ -27,6 +27,7 @@ ROWS = [{"text": text, "label": i % 2} for i, text in enumerate(TRAPS)]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding=encoding) as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
         writer.writeheader()
@@ -297,6 +298,22 @@ def test_data_in_memory_is_refused_by_the_name_of_its_split() -> None:
 @pytest.mark.parametrize("name", ["missing.csv", "./missing", "/no/such/place", "a/b/missing", Path("missing")])
 def test_a_path_that_does_not_exist_is_a_missing_file(name: str | Path) -> None:
     assert refusal(name) == f"{Path(name)}: no such file"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_tilde_is_the_home_directory(
+    kind: Callable[[str], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split in ("train", "validation", "test"):
+        write_csv(tmp_path / "data" / f"{split}.csv", [{"text": f"from {split}"}])
+    expected = {split: [f"from {split}"] for split in ("train", "validation", "test")}
+    one_by_one = read_splits(*(kind(f"~/data/{split}.csv") for split in expected), ["text"])
+    for found in (one_by_one, read_splits(kind("~/data"), None, None, ["text"])):
+        assert {split: rows.columns["text"] for split, rows in found.items()} == expected
+    assert read_test_rows(kind("~/data/test.csv"), ["text"]).columns["text"] == ["from test"]
+    assert refusal(kind("~/none.csv")) == f"{tmp_path}/none.csv: no such file"
+    assert refusal(kind("~no-such-user/x.csv")) == "~no-such-user/x.csv: no such file"
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

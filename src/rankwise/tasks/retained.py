@@ -12,7 +12,7 @@ from rankwise.errors import UserError
 from rankwise.tasks.conversation import SHAPES, begin
 from rankwise.tasks.instruction import rendered_examples
 from rankwise.tasks.learned import tokenise
-from rankwise.tasks.source import Source, read_tables
+from rankwise.tasks.source import Source, expanded, read_tables
 from rankwise.tasks.task import Ragged, Split
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ def load_retained(source: Source, tokenizer: PreTrainedTokenizerBase, max_length
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
+    source = expanded(source)
     if isinstance(source, str | Path) and Path(source).suffix == ".txt":
         try:
-            text = Path(source).expanduser().read_text(encoding="utf-8")
+            text = Path(source).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from error
         except OSError as error:

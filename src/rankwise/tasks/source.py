@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
@@ -66,6 +67,7 @@ def read_tables(
     Where only `train` is given and names a data set, that data set's own validation and test splits are
     taken too; one whose classes are all hidden (-1, as benchmarks publish their test sets) is left out.
     """
+    train = expanded(train)
     given: dict[SplitName, Source | None] = {"train": train, "validation": validation, "test": test}
     if validation is not None or test is not None or not _names_data_set(train):
         return {split: _table(source, shapes, split, damaged) for split, source in given.items() if source is not None}
@@ -88,7 +90,17 @@ def read_test_table(test: Source, shapes: Sequence[Shape], damaged: list[str] | 
     return _table(test, shapes, "test", damaged)
 
 
+def expanded(source: Source) -> Source:
+    """A path that begins with `~` with the home directory in its place, where there is such a one."""
+    if isinstance(source, str | Path) and str(source).startswith("~"):
+        with suppress(RuntimeError, ValueError):
+            path = Path(source).expanduser()
+            return path if isinstance(source, Path) else str(path)
+    return source
+
+
 def _table(source: Source, shapes: Sequence[Shape], split: SplitName, damaged: list[str] | None = None) -> Table:
+    source = expanded(source)
     if _names_data_set(source):
         return _part(_load_named(str(source), shapes), split, shapes, name=str(source))
     return _read(source, shapes, split, damaged)
