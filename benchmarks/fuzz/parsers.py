@@ -116,6 +116,7 @@ def _data(work: Path) -> list[Kind]:
     add("classes.csv", "lines", frame.to_csv(index=False).encode(), classify)
     add("classes.tsv", "lines", frame.to_csv(index=False, sep="\t").encode(), classify)
     add("classes.jsonl", "json lines", frame.to_json(orient="records", lines=True).encode(), classify)
+    add("classes.json", "json", frame.to_json(orient="records", indent=1).encode(), classify)
     frame.to_parquet(work / "classes.parquet")
     add("classes.parquet", "parquet", (work / "classes.parquet").read_bytes(), classify)
     features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
@@ -125,6 +126,7 @@ def _data(work: Path) -> list[Kind]:
     add("named.parquet", "parquet", (work / "named.parquet").read_bytes(), classify)
     for name, rows in examples.items():
         add(f"{name}.jsonl", "json lines", "".join(json.dumps(row) + "\n" for row in rows).encode(), instruct)
+        add(f"{name}.json", "json", json.dumps(rows).encode(), instruct)
         pq.write_table(pa.Table.from_pylist(rows), work / f"{name}.parquet")
         add(f"{name}.parquet", "parquet", (work / f"{name}.parquet").read_bytes(), instruct)
     add("retained.txt", "lines", b"some text, and more\n" * 5, lambda file: load_retained(file, chat, 16))

@@ -255,10 +255,18 @@ def test_json_deeper_than_python_goes_is_told_in_a_line(run: Path) -> None:
         inspect_adapter(run / "adapter")
 
 
-def test_a_line_of_megabytes_takes_a_few_times_its_size(tmp_path: Path) -> None:
-    file, size = tmp_path / "long.jsonl", 100_000_000
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("long.jsonl", '{"text": "', '"}\n{"text": "b"}\n'),
+        ("long.json", '[{"text": "', '"}]'),
+        ("wide.json", '[{"text": "b", "other": ["', '"]}]'),
+    ],
+)
+def test_a_line_of_megabytes_takes_a_few_times_its_size(tmp_path: Path, name: str, begin: str, end: str) -> None:
+    file, size = tmp_path / name, 100_000_000
     with file.open("w") as opened:
-        opened.write('{"text": "' + "a" * size + '"}\n{"text": "b"}\n')
+        opened.write(begin + "a" * size + end)
     program = (
         "import resource, sys; from pathlib import Path; from rankwise.tasks.source import read_splits\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -137,6 +137,27 @@ def test_bad_lines_are_named_or_left_out_and_counted(tmp_path: Path, record: Any
     assert task.notes[0].startswith(f"1 examples were left out: {path}, line 6: ")
 
 
+def test_an_array_may_hold_bad_examples_but_must_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([*rows(5), 7, {"prompt": ""}, *rows(20)[5:]], indent=0))
+    with pytest.raises(UserError, match=r"line 22: not a JSON object; the file must hold an array of objects$"):
+        load(path)
+    task = load(path, skip_bad=True)
+    assert len(task.train) + len(task.validation) + len(task.test) == 20
+    assert task.notes[0].startswith(f"2 examples were left out: {path}, line 22: not a JSON object")
+    path.write_text(path.read_text()[:-1])
+    with pytest.raises(UserError, match=r"line \d+: not JSON \(after this the array neither goes on nor ends\)$"):
+        load(path, skip_bad=True)
+
+
+def test_alpaca_as_it_is_published_is_the_same_as_lines(tmp_path: Path) -> None:
+    records = [{"instruction": f"add {n}", "input": "1" * (n % 2), "output": f"it is {n}"} for n in range(20)]
+    (tmp_path / "train.json").write_text(json.dumps(records, indent=4))
+    array, lines = (load(path) for path in (tmp_path / "train.json", jsonl(tmp_path / "train.jsonl", records)))
+    assert array.train.fingerprint() == lines.train.fingerprint()
+    assert array.notes == lines.notes
+
+
 def test_several_bad_examples_are_counted(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "train.jsonl", [*rows(8), {"prompt": "a"}, {"completion": "b"}])
     with pytest.raises(UserError, match=r"line 9: completion is empty \(and 1 more such examples\); repair it"):

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
@@ -44,6 +44,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def write_json(path: Path, rows: list[dict[str, Any]], indent: int | None = 2) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=indent), encoding="utf-8")
+    return path
+
+
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     pd.DataFrame(rows).to_parquet(path)
     return path
@@ -55,6 +60,7 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], Path]] = {
     "jsonl": write_jsonl,
     "ndjson": write_jsonl,
     "json-lines": write_jsonl,
+    "json": write_json,
     "parquet": write_parquet,
 }
 
@@ -107,7 +113,7 @@ def test_text_in_a_data_set_directory_is_taken_literally(suffix: str, tmp_path: 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 @given(texts=st.lists(words, min_size=1, max_size=8))
 def test_any_text_survives_a_file(suffix: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / f"data.{suffix}"
@@ -122,12 +128,53 @@ def test_a_byte_order_mark_and_blank_lines_are_not_data(tmp_path: Path) -> None:
     lines = tmp_path / "bom.jsonl"
     lines.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}')
     assert read_rows(lines, ["text"], split="train").columns["text"] == ["a", "b"]
+    array = tmp_path / "bom.json"
+    array.write_bytes(b'\xef\xbb\xbf\n [\r\n{"text": "a"}\t,\n{"text": "b"}]\n')
+    assert read_rows(array, ["text"], split="train").columns["text"] == ["a", "b"]
 
 
 def test_json_numbers_and_booleans_keep_their_spelling(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": 12}\n{"text": 1.50}\n{"text": true}\n{"text": 1e400}\n{"text": "true"}\n')
-    assert read_rows(path, ["text"], split="train").columns["text"] == ["12", "1.50", "true", "1e400", "true"]
+    rows = ['{"text": 12}', '{"text": 1.50}', '{"text": true}', '{"text": 1e400}', '{"text": "true"}']
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    (tmp_path / "data.json").write_text(f"[{','.join(rows)}]")
+    for path in tmp_path.iterdir():
+        assert read_rows(path, ["text"], split="train").columns["text"] == ["12", "1.50", "true", "1e400", "true"]
+
+
+@given(
+    texts=st.lists(words, min_size=1, max_size=4),
+    indent=st.sampled_from([None, 0, 3]),
+    at=st.floats(0, 1),
+    other=st.sampled_from([*'[]{},:" \n\0x1', ""]),
+)
+def test_an_array_is_read_where_pythons_own_parser_reads_it_and_nowhere_else(
+    texts: list[str], indent: int | None, at: float, other: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = write_json(tmp_path_factory.mktemp("any") / "data.json", [{"text": text} for text in texts], indent)
+    content = path.read_bytes().decode()
+    place = int(at * len(content))
+    content = content[:place] + other + content[place + 1 :]
+    path.write_bytes(content.encode())
+    try:
+        objects = json.loads(content)
+    except ValueError:
+        objects = None
+    if isinstance(objects, list) and objects and all(isinstance(one, dict) and one.get("text") for one in objects):
+        assume(all(isinstance(one["text"], str) and one["text"].strip() for one in objects))
+        read = read_rows(path, ["text"], split="train").columns["text"]
+        assert read == [one["text"] for one in objects]
+    else:
+        assert refusal(path, ("text",)).startswith(str(path))
+
+
+def test_an_array_is_not_read_where_it_is_larger_than_memory_should_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_json(tmp_path / "data.json", ROWS[:3])
+    monkeypatch.setattr("rankwise.tasks.files.MOST_UNPACKED", path.stat().st_size)
+    assert len(read_rows(path, ["text"], split="train").columns["text"]) == 3
+    monkeypatch.setattr("rankwise.tasks.files.MOST_UNPACKED", path.stat().st_size - 1)
+    assert refusal(path).startswith(f"{path}: takes more than ")
 
 
 def test_numbers_and_booleans_in_memory_appear_as_json_writes_them() -> None:
@@ -240,6 +287,23 @@ FILE_ERRORS: list[tuple[str, bytes, list[str]]] = [
     ("bad.jsonl", b'{"text": "a", "label": 1}\n\n{"text": "b"\n', ["line 3: not JSON"]),
     ("deep.jsonl", b"[" * 100_000, ["line 1: not JSON"]),
     ("array.jsonl", b'["a", 1]\n', ["line 1: not a JSON object"]),
+    ("empty.json", b" \n", ["the file is empty"]),
+    ("rows.json", b"[ ]", ["no rows"]),
+    ("lines.json", b'{"text": "a", "label": 1}\n{"text": "b"}\n', ["not an array of objects", "name it .jsonl"]),
+    ("one.json", b'"text"', ["not an array of objects"]),
+    ("names.json", b'[{"body": "a", "label": 1}]', ["no column 'text'", "'body', 'label'"]),
+    ("number.json", b'[{"text": "a", "label": 1},\n\n 7]', ["line 3: not a JSON object; the file must hold an array"]),
+    ("open.json", b'[{"text": "a", "label": 1},\n{"text": "b\n', ["line 2: not JSON ("]),
+    ("cut.json", b'[{"text": "a",\n"label": 1}\n', ["line 2: not JSON", "neither goes on nor ends"]),
+    ("more.json", b'[{"text": "a", "label": 1}]\n[]', ["line 1: not JSON", "neither goes on nor ends"]),
+    ("comma.json", b'[{"text": "a", "label": 1},\n]', ["line 2: not JSON (Expecting value"]),
+    ("deep.json", b"[" * 100_000, ["line 1: not JSON"]),
+    ("latin.json", b'[{"text": "a", "label": 1},\n{"text": "\xe9"}]', ["line 2: not UTF-8"]),
+    (
+        "null.json",
+        b'[{"text": "a", "label": 1},\n{"text":\n null, "label": 1}\n]',
+        ["no value in 1 of 2 rows, first on line 2"],
+    ),
     (
         "null.jsonl",
         b'{"text": "a", "label": 1}\n{"text": null, "label": 1}\n',
@@ -336,13 +400,14 @@ def test_the_csv_modules_field_limit_is_left_as_it_was(tmp_path: Path) -> None:
     assert csv.field_size_limit() == before, f"while {refused.value} holds what was running"
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 @given(content=st.binary(max_size=60) | st.text(',"\n\r\t{}:ab', max_size=60).map(str.encode))
 def test_no_content_whatever_gives_a_traceback(
     suffix: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / f"data.{suffix}"
-    path.write_bytes((b"" if suffix == "parquet" else b'{"text": "a"}\n' if suffix == "jsonl" else b"text\n") + content)
+    begin = {"parquet": b"", "jsonl": b'{"text": "a"}\n', "json": b'[{"text": "a"}'}.get(suffix, b"text\n")
+    path.write_bytes(begin + content)
     message = str(path)
     try:
         assert all(text.strip() for text in read_rows(path, ["text"], split="train").columns["text"])

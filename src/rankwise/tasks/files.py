@@ -1,4 +1,4 @@
-"""Values out of CSV, TSV, JSON Lines and Parquet files, exactly as they are written there.
+"""Values out of CSV, TSV, JSON Lines, JSON and Parquet files, exactly as they are written there.
 
 The usual loaders guess: `NA` and `null` become missing values, `12` a number, `true` a boolean, a
 short row is filled up, a doubled column renamed. In a text column each guess silently changes an
@@ -12,11 +12,12 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rankwise.errors import UserError, reason_of, shortened
 
@@ -24,6 +25,9 @@ _LONGEST_FIELD = 2**31 - 1  # what a C long holds on every platform
 MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for
 _TOO_LARGE = f"unpacked it takes more than {MOST_UNPACKED / 2**30:g} GiB; give a part of it"
 _BATCH = 256  # rows
+_OPENING, _COMMA, _CLOSING = (re.compile(rf"[ \t\n\r]*{sign}[ \t\n\r]*") for sign in (r"\[", ",", r"\]"))  # JSON's
+# Numbers keep their spelling; NaN is how some writers say that a value is missing.
+_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None if name == "NaN" else name)
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,23 @@ def quoted(names: Collection[str], *, most: int = 12) -> str:
 def read_file(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = None) -> Table:
     """Read the columns of one of the shapes from a data file, by its suffix.
 
-    JSON Lines: a line that is no object is an error, or where `damaged` is given is told to it and left out.
+    JSON and JSON Lines: what should be an object and is none is an error, or where `damaged` is given is told to it
+    and left out.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}")
     try:
-        return _read_jsonl(path, shapes, damaged) if reader is _read_jsonl else reader(path, shapes)
+        return reader(path, shapes, damaged)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or reason_of(error)})") from error
 
 
-def _read_csv(path: Path, shapes: Sequence[Shape]) -> Table:
+def _read_csv(path: Path, shapes: Sequence[Shape], _: list[str] | None) -> Table:
     return _read_delimited(path, shapes, ",")
 
 
-def _read_tsv(path: Path, shapes: Sequence[Shape]) -> Table:
+def _read_tsv(path: Path, shapes: Sequence[Shape], _: list[str] | None) -> Table:
     return _read_delimited(path, shapes, "\t")
 
 
@@ -147,41 +152,80 @@ def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], Non
         csv.field_size_limit(limit)
 
 
-def _read_jsonl(path: Path, shapes: Sequence[Shape], damaged: list[str] | None = None) -> Table:
+def _read_jsonl(path: Path, shapes: Sequence[Shape], damaged: list[str] | None) -> Table:
+    def lines() -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(_lines(path), start=1):
+            if line.strip():
+                try:
+                    yield number, _JSON.decode(line)
+                except (ValueError, RecursionError) as error:
+                    yield number, error
+
+    return _objects(path, lines(), shapes, damaged, "each line must hold one object")
+
+
+def _read_json(path: Path, shapes: Sequence[Shape], damaged: list[str] | None) -> Table:
+    """An array of objects. It is read object by object, so that of each only the columns are kept."""
+    if path.stat().st_size > MOST_UNPACKED:
+        raise UserError(
+            f"{path}: takes more than {MOST_UNPACKED / 2**30:g} GiB; give it as JSON Lines, or a part of it"
+        )
+    return _objects(path, _elements(path), shapes, damaged, "the file must hold an array of objects")
+
+
+def _elements(path: Path) -> Iterator[tuple[int, Any]]:
+    """What an array holds, with the line that each begins on."""
+    text = "".join(_lines(path))
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    between = _OPENING.match(text)
+    if between is None:
+        raise UserError(
+            f"{path}: not an array of objects, which a .json file must hold; with one object a line, name it .jsonl"
+        )
+    line, at, end = 1, 0, between.end()
+    if not _CLOSING.match(text, end):
+        while between:
+            line, at = line + text.count("\n", at, between.end()), between.end()
+            try:
+                element, end = _JSON.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {line}: {_not_json(error)}") from error
+            yield line, element
+            between = _COMMA.match(text, end)
+    closing = _CLOSING.match(text, end)
+    if closing is None or closing.end() < len(text):
+        line += text.count("\n", at, end)
+        raise UserError(f"{path}, line {line}: not JSON (after this the array neither goes on nor ends)")
+
+
+def _not_json(error: Exception) -> str:
+    return f"not JSON ({reason_of(error)})"
+
+
+def _objects(
+    path: Path, found: Iterator[tuple[int, Any]], shapes: Sequence[Shape], damaged: list[str] | None, needed: str
+) -> Table:
+    """The columns of what was found on lines: objects, or else errors and values that are none."""
     values: dict[str, list[Any]] = {}
     lines: list[int] = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = _record(line)
-        except ValueError as error:
+    for line, record in found:
+        if not isinstance(record, dict):
+            why = _not_json(record) if isinstance(record, Exception) else "not a JSON object"
+            wrong = f"{path}, line {line}: {why}"
             if damaged is None:
-                raise UserError(f"{path}, line {number}: {error}; each line must hold one object") from error
-            damaged.append(f"{path}, line {number}: {error}")
+                raise UserError(f"{wrong}; {needed}")
+            damaged.append(wrong)
             continue
         if not lines:
             values = {column: [] for column in choose_columns(str(path), list(record), shapes)}
         for column, column_values in values.items():
             column_values.append(record.get(column))
-        lines.append(number)
+        lines.append(line)
     return Table(str(path), values or {column: [] for column in shapes[0].columns}, lines)
 
 
-def _record(line: str) -> dict[str, Any]:
-    try:
-        # Numbers keep their spelling; NaN is how some writers say that a value is missing.
-        record = json.loads(
-            line, parse_int=str, parse_float=str, parse_constant=lambda name: None if name == "NaN" else name
-        )
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    return record
-
-
-def _read_parquet(path: Path, shapes: Sequence[Shape]) -> Table:
+def _read_parquet(path: Path, shapes: Sequence[Shape], _: list[str] | None) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -272,11 +316,13 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
-READERS: dict[str, Callable[[Path, Sequence[Shape]], Table]] = {
+_Reader: TypeAlias = Callable[[Path, Sequence[Shape], list[str] | None], Table]
+READERS: dict[str, _Reader] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json-lines": _read_jsonl,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }
