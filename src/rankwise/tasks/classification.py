@@ -7,7 +7,6 @@ reward whatever rank memorises best.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,13 @@ import numpy as np
 from rankwise.errors import UserError
 from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.files import quoted
-from rankwise.tasks.source import Rows, Source, read_splits, read_test_rows
+from rankwise.tasks.groups import group_numbers, told_of_groups
+from rankwise.tasks.source import Rows, Source, is_integer, read_splits, read_test_rows, without_fraction
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
 
 
 def load_classification(
@@ -34,6 +32,7 @@ def load_classification(
     text: str,
     text_pair: str | None,
     label: str,
+    group: str | None = None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     keep_leaked: bool = False,
@@ -48,26 +47,32 @@ def load_classification(
     A split that is not given is cut from train: stratified by label, the same for the same seed. Test
     examples whose text (both texts of a pair) also occurs in train or validation are removed unless
     `keep_leaked`, and validation examples that occur in train likewise; case, white space and Unicode
-    compatibility forms make no difference. Labels that are all integers are ordered by value (1.0
-    counts as 1), others alphabetically, unless the source declares an order. `max_length` counts tokens.
-    The caps take a random part of a split; a larger cap adds examples and changes none.
+    compatibility forms make no difference. Examples with one value in the column `group`, which may be
+    that of a text, belong together: none such are cut apart, and where their group also occurs in an
+    earlier split, they are removed as if their text did. Labels that are all integers are ordered by
+    value (1.0 counts as 1), others alphabetically, unless the source declares an order. `max_length`
+    counts tokens. The caps take a random part of a split; a larger cap adds examples and changes none.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
-    rows = read_splits(train, validation, test, _columns(text, text_pair, label))
+    rows = read_splits(train, validation, test, _columns(text, text_pair, label, group))
     classes = _Classes.of(rows["train"], label)
-    splits = {split: _examples(of, classes, text=text, text_pair=text_pair, label=label) for split, of in rows.items()}
+    splits = {
+        split: _examples(of, classes, text=text, text_pair=text_pair, label=label, group=group)
+        for split, of in rows.items()
+    }
     _check_counts(splits, classes)
-    splits, cut_notes = cut_missing(splits, split_seed, how="stratified by label")
+    splits, cut_notes = cut_missing(splits, split_seed, how="stratified by label", origin=classes.origin)
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
     splits = {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()}
     missing = [name for index, name in enumerate(classes.names) if index not in splits["train"].labels]
     if missing:
         raise UserError(f"{train_examples:,} train examples have none of label {quoted(missing)}; use more of them")
-    return build_task(
+    task = build_task(
         name, classes.names, splits, tokenizer=tokenizer, max_length=max_length, notes=[*cut_notes, *leak_notes]
     )
+    return told_of_groups(task)
 
 
 def load_classification_test(
@@ -76,6 +81,7 @@ def load_classification_test(
     text: str,
     text_pair: str | None,
     label: str,
+    group: str | None = None,
     labels: tuple[str, ...] | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -84,19 +90,19 @@ def load_classification_test(
 
     `labels` are the classes in order; None takes those that the data have, in the order that training would give them.
     """
-    rows = read_test_rows(test, _columns(text, text_pair, label))
+    rows = read_test_rows(test, _columns(text, text_pair, label, group))
     classes = _Classes.of(rows, label) if labels is None else _Classes.known(labels)
-    examples = _examples(rows, classes, text=text, text_pair=text_pair, label=label)
+    examples = _examples(rows, classes, text=text, text_pair=text_pair, label=label, group=group)
     return build_task(
         "classification", classes.names, {"test": examples}, tokenizer=tokenizer, max_length=max_length, notes=[]
     )
 
 
-def _columns(text: str, text_pair: str | None, label: str) -> list[str]:
+def _columns(text: str, text_pair: str | None, label: str, group: str | None) -> list[str]:
     columns = [column for column in (text, text_pair, label) if column is not None]
     if len(set(columns)) < len(columns):
         raise UserError(f"text, text pair and label must be different columns, not {quoted(columns)}")
-    return columns
+    return columns if group is None or group in columns else [*columns, group]
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,11 @@ class _Classes:
     @classmethod
     def of(cls, train: Rows, label: str) -> _Classes:
         found = {value.strip() for value in train.columns[label]}
-        integers = all(_INTEGER.fullmatch(value) for value in found)
+        integers = all(is_integer(value) for value in found)
         if label in train.class_names:
             names = [value for value in train.class_names[label] if value.strip() in found]
         elif integers:
-            names = sorted({_without_fraction(value) for value in found}, key=lambda value: (int(value), value))
+            names = sorted({without_fraction(value) for value in found}, key=lambda value: (int(value), value))
         else:
             names = sorted(found)
         if len(names) < 2:
@@ -125,14 +131,14 @@ class _Classes:
 
     @classmethod
     def known(cls, names: tuple[str, ...]) -> _Classes:
-        return cls(names, all(_INTEGER.fullmatch(name) for name in names), "what the adapter was trained on")
+        return cls(names, all(is_integer(name) for name in names), "what the adapter was trained on")
 
     def indices(self, rows: Rows, label: str) -> np.ndarray:
         """Class numbers of the rows."""
         number = {name.strip(): index for index, name in enumerate(self.names)}
         values = [value.strip() for value in rows.columns[label]]
         if self.integers:
-            values = [_without_fraction(value) for value in values]
+            values = [without_fraction(value) for value in values]
         unseen = sorted(set(values) - number.keys())
         if unseen:
             raise UserError(
@@ -142,26 +148,28 @@ class _Classes:
         return np.array([number[value] for value in values], dtype=np.int64)
 
 
-def _without_fraction(value: str) -> str:
-    return value.partition(".")[0] if _INTEGER.fullmatch(value) else value
-
-
-def _examples(rows: Rows, classes: _Classes, *, text: str, text_pair: str | None, label: str) -> Examples:
+def _examples(
+    rows: Rows, classes: _Classes, *, text: str, text_pair: str | None, label: str, group: str | None
+) -> Examples:
     labels = classes.indices(rows, label)
     return Examples(
         ids=np.arange(len(labels), dtype=np.int64),
         texts=rows.columns[text],
         pairs=None if text_pair is None else rows.columns[text_pair],
         labels=labels,
+        groups=None if group is None else group_numbers(rows.columns[group]),
     )
 
 
 def _check_counts(splits: Splits, classes: _Classes) -> None:
-    missing = missing_splits(splits)
-    counts = np.bincount(splits["train"].labels, minlength=len(classes.names))
+    """Raise `UserError` where a label has too few examples, or groups, for all the splits to have some."""
+    missing, train = missing_splits(splits), splits["train"]
+    labels = train.labels if train.groups is None else np.unique([train.labels, train.groups], axis=1)[0]
+    counts = np.bincount(labels, minlength=len(classes.names))
     scarce = [name for name, count in zip(classes.names, counts, strict=True) if count <= len(missing)]
     if missing and scarce:
+        what = "examples" if train.groups is None else "groups"
         raise UserError(
-            f"{classes.origin}: fewer than {len(missing) + 1} examples of label {quoted(scarce)}, too few to cut "
-            f"{' and '.join(missing)} from; give {' and '.join(missing)} data, or more examples"
+            f"{classes.origin}: fewer than {len(missing) + 1} {what} of label {quoted(scarce)}, too few to cut "
+            f"{' and '.join(missing)} from; give {' and '.join(missing)} data, or more {what}"
         )

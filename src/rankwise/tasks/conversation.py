@@ -74,15 +74,15 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
     if "choices" in row:
         return _multiple_choice(row, tokenizer)
     if "text" in row:
-        return _whole("", _text(row["text"], "text"), tokenizer)
+        return _whole("", text_of(row["text"], "text"), tokenizer)
     if "prompt" in row:
         prompt, completion = _unpacked(row["prompt"]), _unpacked(row["completion"])
         if isinstance(prompt, list) and isinstance(completion, list):
             before = _messages(prompt, "prompt")
             return _render_messages([*before, *_messages(completion, "completion")], len(before), tokenizer)
-        return _whole(_text(row["prompt"], "prompt"), _text(row["completion"], "completion"), tokenizer)
-    instruction, output = _text(row["instruction"], "instruction"), _text(row["output"], "output")
-    given = "" if _is_blank(row["input"]) else _text(row["input"], "input")
+        return _whole(text_of(row["prompt"], "prompt"), text_of(row["completion"], "completion"), tokenizer)
+    instruction, output = text_of(row["instruction"], "instruction"), text_of(row["output"], "output")
+    given = "" if _is_blank(row["input"]) else text_of(row["input"], "input")
     if tokenizer.chat_template is None:
         prompt_text = _ALPACA.format(
             paired=", paired with an input that provides further context" if given else "",
@@ -96,7 +96,7 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
 
 def _multiple_choice(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
     asked = "prompt" if "prompt" in row else "question"
-    prompt, choices = _text(row[asked], asked), row["choices"]
+    prompt, choices = text_of(row[asked], asked), row["choices"]
     if isinstance(choices, str):
         try:
             choices = json.loads(choices)
@@ -104,7 +104,7 @@ def _multiple_choice(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
             raise BadExample("choices is not a list of texts") from None
     if not isinstance(choices, list | tuple | np.ndarray) or len(choices) < 2:
         raise BadExample("choices is not a list of two texts or more")
-    texts = [_text(choice, f"choice {number}") for number, choice in enumerate(choices)]
+    texts = [text_of(choice, f"choice {number}") for number, choice in enumerate(choices)]
     if len(set(texts)) < len(texts):
         raise BadExample("two choices are the same")
     right = _right(row["answer"], texts)
@@ -114,7 +114,7 @@ def _multiple_choice(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
 
 def _right(answer: Any, choices: list[str]) -> int:
     """The number of the right choice, which is given as such, counted from 0, or as its text."""
-    text = _text(answer, "answer")
+    text = text_of(answer, "answer")
     found = {choices.index(text)} if text in choices else set()
     if text.isdecimal() and len(text) < 10 and int(text) < len(choices):
         found.add(int(text))
@@ -211,7 +211,8 @@ def _messages(value: Any, column: str) -> list[Message]:
     return [{key: each for key, each in message.items() if each is not None} for message in value]
 
 
-def _text(value: Any, column: str) -> str:
+def text_of(value: Any, column: str) -> str:
+    """A value of a column as text. Raises `BadExample`."""
     if _is_blank(value):
         raise BadExample(f"{column} is empty")
     text = as_text(value)

@@ -32,14 +32,18 @@ _JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda n
 
 @dataclass(frozen=True)
 class Shape:
-    """Columns that belong together: a source has all of `required`, and may have some of `optional`."""
+    """Columns that belong together: a source has all of `required`, and may have some of `optional`.
+
+    `beside` is needed, too, and says nothing of which shape a source has; it may be one of the others.
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.required + self.optional
+        return tuple(dict.fromkeys(self.required + self.optional + self.beside))
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,13 @@ def choose_columns(origin: str, available: Sequence[str], shapes: Sequence[Shape
 
     Raises `UserError` where it has none (of a single shape every missing column is named), or a column twice.
     """
-    shape = next((shape for shape in shapes if set(shape.required) <= set(available)), None)
+    shape = shape_of(available, shapes)
     if shape is None and len(shapes) > 1:
         wanted = ", or ".join(" and ".join(shape.required) for shape in shapes)
         raise UserError(f"{origin}: its columns are {quoted(available)}; needed are {wanted}")
-    if shape is None:
-        missing = [column for column in shapes[0].required if column not in available]
+    shape = shape or shapes[0]
+    missing = [column for column in (*shape.required, *shape.beside) if column not in available]
+    if missing:
         close = difflib.get_close_matches(missing[0], available, n=1)
         hint = f"; did you mean {quoted(close)}?" if close else ""
         raise UserError(f"{origin}: no column {quoted(missing)}; its columns are {quoted(available)}{hint}")
@@ -77,6 +82,11 @@ def choose_columns(origin: str, available: Sequence[str], shapes: Sequence[Shape
     if twice:
         raise UserError(f"{origin}: column {quoted(twice)} occurs more than once; rename one of them")
     return shape.columns
+
+
+def shape_of(available: Collection[str], shapes: Sequence[Shape]) -> Shape | None:
+    """The first of the shapes that a source with these columns has."""
+    return next((shape for shape in shapes if set(shape.required) <= set(available)), None)
 
 
 def quoted(names: Collection[str], *, most: int = 12) -> str:

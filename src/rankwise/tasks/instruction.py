@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.errors import UserError
-from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render
+from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render, text_of
 from rankwise.tasks.examples import Examples
-from rankwise.tasks.files import Table
+from rankwise.tasks.files import Shape, Table, shape_of
+from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.learned import build_learned_task
 from rankwise.tasks.source import Source, SplitName, read_tables, read_test_table
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
@@ -28,6 +29,7 @@ def load_instruction(
     train: Source,
     validation: Source | None,
     test: Source | None,
+    group: str | None = None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     learn_prompts: bool = False,
@@ -43,17 +45,18 @@ def load_instruction(
 
     Learned are completions, with `learn_prompts` whole texts, cut to `max_length` as `build_learned_task` says; `exact`
     is as in `Task`. Examples that cannot be used are errors, or with `skip_bad` left out. A split that is not given is
-    cut from train.
+    cut from train. `group` is a column as in `load_classification`.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
     _check(tokenizer, max_length)
     damaged: list[str] | None = [] if skip_bad else None
-    splits, notes = _rendered(read_tables(train, validation, test, SHAPES, damaged), tokenizer, damaged)
-    splits, cut_notes = cut_missing(splits, split_seed, how="at random")
+    tables = read_tables(train, validation, test, _shapes(group), damaged)
+    splits, notes = _rendered(tables, tokenizer, group, damaged)
+    splits, cut_notes = cut_missing(splits, split_seed, how="at random", origin=tables["train"].origin)
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
     caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    return build_learned_task(
+    task = build_learned_task(
         "instruction",
         {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()},
         tokenizer=tokenizer,
@@ -62,11 +65,13 @@ def load_instruction(
         exact=exact,
         notes=[*notes, *cut_notes, *leak_notes],
     )
+    return told_of_groups(task)
 
 
 def load_instruction_test(
     test: Source,
     *,
+    group: str | None = None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     learn_prompts: bool = False,
@@ -76,7 +81,7 @@ def load_instruction_test(
     """A task that is only tested, as `load_instruction` reads one."""
     _check(tokenizer, max_length)
     damaged: list[str] | None = [] if skip_bad else None
-    splits, notes = _rendered({"test": read_test_table(test, SHAPES, damaged)}, tokenizer, damaged)
+    splits, notes = _rendered({"test": read_test_table(test, _shapes(group), damaged)}, tokenizer, group, damaged)
     return build_learned_task(
         "instruction",
         splits,
@@ -95,15 +100,22 @@ def _check(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         raise UserError("the tokenizer has no pad token; set tokenizer.pad_token")
 
 
+def _shapes(group: str | None) -> list[Shape]:
+    return [replace(shape, beside=() if group is None else (group,)) for shape in SHAPES]
+
+
 def _rendered(
-    tables: Mapping[SplitName, Table], tokenizer: PreTrainedTokenizerBase, damaged: list[str] | None
+    tables: Mapping[SplitName, Table],
+    tokenizer: PreTrainedTokenizerBase,
+    group: str | None,
+    damaged: list[str] | None,
 ) -> tuple[Splits, list[str]]:
     """The examples, and notes on them. Those that cannot be used are errors, unless `damaged` is told of some."""
     bad = damaged or []
     splits: Splits = {}
     skipped = 0
     for split, table in tables.items():
-        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer)
+        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer, group)
         bad += reasons
         skipped += skipped_here
     if bad and damaged is None:
@@ -121,21 +133,30 @@ def _rendered(
     return splits, notes
 
 
-def rendered_examples(table: Table, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, list[str], int]:
+def rendered_examples(
+    table: Table, tokenizer: PreTrainedTokenizerBase, group: str | None = None
+) -> tuple[Examples, list[str], int]:
     """The rows that can be used, for each other one where it is and why not, and how many turns are not learned."""
-    columns = list(table.columns)
+    shape = shape_of(table.columns, SHAPES)
+    assert shape is not None
     used: list[int] = []
     rendered: list[Rendered] = []
+    groups: list[str] = []
     bad: list[str] = []
     for number, values in enumerate(zip(*table.columns.values(), strict=True)):
+        row = dict(zip(table.columns, values, strict=True))
         try:
-            rendered.append(render(dict(zip(columns, values, strict=True)), tokenizer))
+            one = render({column: row[column] for column in shape.columns}, tokenizer)
+            if group is not None:
+                groups.append(text_of(row[group], group))
+            rendered.append(one)
             used.append(number)
         except BadExample as error:
             bad.append(f"{table.origin}, {table.place(number)}: {error}")
     rivals = [(number, rival) for number, one in zip(used, rendered, strict=True) for rival in one.rivals]
     examples = replace(
         _as_examples(used, rendered),
+        groups=None if group is None else group_numbers(groups),
         rivals=_as_examples([number for number, _ in rivals], [rival for _, rival in rivals]) if rivals else None,
     )
     return examples, bad, sum(one.skipped for one in rendered)

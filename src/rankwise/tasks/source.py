@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Union[str, Path, "pd.DataFrame", "datasets.Dataset"]
 SplitName = Literal["train", "validation", "test"]
+
+_INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,16 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, np.generic):
         value = value.item()
     return json.dumps(value) if isinstance(value, bool | int | float) else None
+
+
+def is_integer(text: str) -> bool:
+    """Whether it is one, be it written as 1 or as 1.0."""
+    return _INTEGER.fullmatch(text) is not None
+
+
+def without_fraction(text: str) -> str:
+    """An integer as it is written without one, any other text as it is."""
+    return text.partition(".")[0] if is_integer(text) else text
 
 
 def is_unicode(text: str) -> bool:

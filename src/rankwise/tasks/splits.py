@@ -7,15 +7,17 @@ import unicodedata
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt64
+from jaxtyping import Bool, Float, Int, Shaped, UInt64
 
 from rankwise.errors import UserError
 from rankwise.tasks.examples import Examples
+from rankwise.tasks.groups import FEWEST_TESTED
 from rankwise.tasks.source import SplitName
 
 TEST_SHARE = 0.2  # of the train rows, where no test data is given
 VALIDATION_SHARE = 0.15  # of the train rows that are left, where no validation data is given
 _SHARES: dict[SplitName, float] = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
+_FEWEST_GROUPS: dict[SplitName, int] = {"test": FEWEST_TESTED, "validation": 1}
 
 Splits: TypeAlias = dict[SplitName, Examples]
 
@@ -25,13 +27,17 @@ def stratified_split(
     share: float,
     seed: int,
     groups: Shaped[np.ndarray, " rows"] | None = None,
+    *,
+    fewest: int = 0,
+    left: int = 0,
 ) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held_out"]]:
     """Row numbers of two disjoint parts, ascending, the second with about `share` of each label.
 
     Without groups each label's part is within one example of its share, and a label with two examples
     or more is on both sides. With groups every group is on one side; groups come in random order and
     each is held out where that brings the held-out label counts nearer to their shares, so with a
-    single label the part is within half the largest group of its share.
+    single label the part is within half the largest group of its share. With `fewest`, at least so many
+    groups are held out, and some of each label, as far as `left` groups of each label are kept.
 
     >>> kept, held_out = stratified_split(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0)
     >>> len(kept), len(held_out)
@@ -48,14 +54,36 @@ def stratified_split(
         _, group_of_row = np.unique(groups, return_inverse=True)
         counts = np.zeros((group_of_row.max() + 1, classes.max() + 1))
         np.add.at(counts, (group_of_row, classes), 1)
-        lacking = share * counts.sum(axis=0)
-        chosen = np.zeros(len(counts), dtype=bool)
-        for group in generator.permutation(len(counts)):
-            remaining = lacking - counts[group]
-            if remaining @ remaining < lacking @ lacking:
-                chosen[group], lacking = True, remaining
-        held_out = chosen[group_of_row]
+        held_out = _held_out_groups(counts, share, generator.permutation(len(counts)), fewest, left)[group_of_row]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _held_out_groups(
+    counts: Float[np.ndarray, "groups labels"],
+    share: float,
+    order: Int[np.ndarray, " groups"],
+    fewest: int,
+    left: int,
+) -> Bool[np.ndarray, " groups"]:
+    """Which groups are held out, of those that hold so many examples of each label; see `stratified_split`."""
+    has = counts > 0
+    lacking, kept = share * counts.sum(axis=0), has.sum(axis=0)
+    chosen = np.zeros(len(counts), dtype=bool)
+    for group in order:
+        remaining = lacking - counts[group]
+        if remaining @ remaining < lacking @ lacking and (kept[has[group]] > left).all():
+            chosen[group], lacking, kept = True, remaining, kept - has[group]
+    while fewest:
+        may_go = ~chosen & ~(has & (kept <= left)).any(axis=1)
+        wanted = may_go & has[:, ~has[chosen].any(axis=0)].any(axis=1)  # those with a label that is not there
+        if chosen.sum() < fewest and not wanted.any():
+            wanted = may_go
+        among = order[wanted[order]]
+        if not len(among):
+            break
+        group = among[np.argmin(((lacking - counts[among]) ** 2).sum(axis=1))]
+        chosen[group], lacking, kept = True, lacking - counts[group], kept - has[group]
+    return chosen
 
 
 def missing_splits(splits: Splits) -> list[SplitName]:
@@ -63,34 +91,53 @@ def missing_splits(splits: Splits) -> list[SplitName]:
     return [split for split in _SHARES if split not in splits]
 
 
-def cut_missing(splits: Splits, seed: int, *, how: str) -> tuple[Splits, list[str]]:
-    """Cut test, then validation, from train where they are missing; `how` says in words how rows are chosen."""
-    total, splits, notes = len(splits["train"]), dict(splits), []
-    for split in missing_splits(splits):
-        kept, held_out = stratified_split(splits["train"].labels, _SHARES[split], seed)
-        splits[split] = splits["train"].take(held_out)
-        splits["train"] = splits["train"].take(kept)
-        notes.append(f"{split}: {len(held_out):,} of {total:,} train examples set aside ({how}, seed {seed})")
+def cut_missing(splits: Splits, seed: int, *, how: str, origin: str) -> tuple[Splits, list[str]]:
+    """Cut test, then validation, from train where they are missing, and no group apart.
+
+    `how` says in words how rows are chosen, `origin` where train comes from. Raises `UserError` where there are too few
+    groups.
+    """
+    whole, splits, notes = splits["train"], dict(splits), []
+    missing = missing_splits(splits)
+    for later, split in zip(reversed(range(len(missing))), missing, strict=True):
+        train, fewest = splits["train"], _FEWEST_GROUPS[split]
+        kept, held_out = stratified_split(
+            train.labels, _SHARES[split], seed, train.groups, fewest=fewest, left=1 + later
+        )
+        splits[split], splits["train"] = train.take(held_out), train.take(kept)
+        held = splits[split].groups
+        if whole.groups is not None and held is not None and len(np.unique(held)) < fewest:
+            wanted = " and ".join(f"{_FEWEST_GROUPS[each]} for {each}" for each in missing)
+            raise UserError(
+                f"{origin}: too few groups ({len(np.unique(whole.groups)):,}) to cut {wanted} from; "
+                f"give {' and '.join(missing)} data, or leave out --group"
+            )
+        ways = how if whole.groups is None else f"{how}, groups whole"
+        notes.append(f"{split}: {len(held_out):,} of {len(whole):,} train examples set aside ({ways}, seed {seed})")
     return splits, notes
 
 
 def drop_leaked(splits: Splits, *, keep: bool) -> tuple[Splits, list[str]]:
-    """Remove from validation what occurs in train, from test what occurs in either."""
+    """Remove from validation what occurs in train, from test what occurs in either; be it a text or a group."""
     prints = {split: _fingerprints(examples) for split, examples in splits.items()}
+    groups = {split: examples.groups for split, examples in splits.items() if examples.groups is not None}
     earlier: dict[SplitName, list[SplitName]] = {"validation": ["train"], "test": ["train", "validation"]}
-    splits, notes = dict(splits), []
+    whole, splits, notes = splits, dict(splits), []
     for split, others in earlier.items():
-        leaked = np.isin(prints[split], np.concatenate([prints[other] for other in others]))
-        count, total, where = int(leaked.sum()), len(leaked), " or ".join(others)
-        if count == 0:
-            continue
-        found = f"{count:,} of {total:,} {split} examples also occur in {where}"
-        if keep:
-            notes.append(f"{found}; they were kept, and reward memory")
-        elif count == total:
-            raise UserError(f"all {total:,} {split} examples also occur in {where}; give other {split} data")
-        else:
-            notes.append(f"{found}; they were removed from {split}")
+        total, where = len(whole[split]), " or ".join(others)
+        of_text = np.isin(prints[split], np.concatenate([prints[other] for other in others]))
+        of_group = np.zeros_like(of_text)
+        if split in groups:
+            of_group = np.isin(groups[split], np.concatenate([groups[other] for other in others])) & ~of_text
+        leaked = of_text | of_group
+        if leaked.all() and not keep:
+            which = "examples, or their groups," if of_group.any() else "examples"
+            raise UserError(f"all {total:,} {split} {which} also occur in {where}; give other {split} data")
+        then = "kept, and reward memory" if keep else f"removed from {split}"
+        for found, what in ((of_text, "also occur"), (of_group, "are of groups that also occur")):
+            if found.any():
+                notes.append(f"{found.sum():,} of {total:,} {split} examples {what} in {where}; they were {then}")
+        if leaked.any() and not keep:
             splits[split] = splits[split].take(np.flatnonzero(~leaked))
     return splits, notes
 

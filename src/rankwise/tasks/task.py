@@ -62,9 +62,10 @@ class Split:
     """Tokenised examples of one split.
 
     `example_ids` name the rows of the source; `groups` are the clusters for the statistics
-    (docmatch: the source file), None where every example stands alone. `labels` are class numbers, and `learned` is
-    None; in instruction tuning `learned` has a 1 for each token that is learned, and `labels` are 0. In a multiple
-    choice `rivals` are the wrong choices, each with the id of its example; the example itself is the right one.
+    (docmatch: the source file; else what a column says), None where every example stands alone. `labels` are class
+    numbers, and `learned` is None; in instruction tuning `learned` has a 1 for each token that is learned, and `labels`
+    are 0. In a multiple choice `rivals` are the wrong choices, each with the id of its example; the example itself is
+    the right one.
     """
 
     example_ids: np.ndarray
