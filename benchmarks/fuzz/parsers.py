@@ -93,10 +93,17 @@ def _data(work: Path) -> list[Kind]:
             tokenizer=plain, max_length=32,
         )  # fmt: skip
 
+    def grouped(file: Path) -> Task:
+        return load_classification(
+            train=file, validation=None, test=None, text="text", text_pair=None, label="label", group="group",
+            tokenizer=plain, max_length=32,
+        )  # fmt: skip
+
     def instruct(file: Path) -> Task:
         return load_instruction(
-            train=file, validation=None, test=None, tokenizer=chat, max_length=32, skip_bad=file.stem.endswith("skip")
-        )
+            train=file, validation=None, test=None, group="group" if file.stem.startswith("grouped") else None,
+            tokenizer=chat, max_length=32, skip_bad=file.stem.endswith("skip"),
+        )  # fmt: skip
 
     def turns(number: int) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"add {number}"}, {"role": "assistant", "content": f"is {number + 1}"}]
@@ -105,6 +112,7 @@ def _data(work: Path) -> list[Kind]:
         "messages": [{"messages": turns(number)} for number in range(6)],
         "completions-skip": [{"prompt": f"p {number}", "completion": f"c {number}"} for number in range(6)],
         "alpaca": [{"instruction": f"i {number}", "input": "", "output": f"o {number}"} for number in range(6)],
+        "grouped-skip": [{"prompt": f"p {n}", "completion": f"c {n}", "group": n // 2} for n in range(12)],
         "choices": [{"question": f"q {n}", "choices": ["a", f"b{n}"], "answer": 1} for n in range(6)],
     }
     found = []
@@ -119,6 +127,8 @@ def _data(work: Path) -> list[Kind]:
     add("classes.json", "json", frame.to_json(orient="records", indent=1).encode(), classify)
     frame.to_parquet(work / "classes.parquet")
     add("classes.parquet", "parquet", (work / "classes.parquet").read_bytes(), classify)
+    documents = frame.assign(group=[f"d{number // 3}" for number in range(12)])
+    add("grouped.csv", "lines", documents.to_csv(index=False).encode(), grouped)
     features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
     numbered = pa.table({"text": list(frame["text"]), "label": [0, 1] * 6})
     numbered = numbered.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -138,6 +148,7 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "train": "train.csv", "model": "embedded", "ranks": [4, 8], "learning-rates": "3e-4,1e-3", "seeds": 2,
         "epochs": 2, "target-modules": ["query", "value"], "alpha": "2rank", "scalings": "alpha/rank,rslora",
         "bases": ["float32", "nf4"], "report-to": ["tensorboard"], "keep": 0.9, "max-length": 64,
+        "group": "document",
     },
     "instruction": {
         "task": "instruction", "train": "train.csv", "retain": "train.csv", "model": "embedded-lm", "steps": 10,

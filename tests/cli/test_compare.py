@@ -266,6 +266,9 @@ def bad_input(place: Path, name: str) -> tuple[str, ...]:
     elif name == "unseen label":
         frame.assign(label=["maybe", *frame["label"][1:]]).to_csv(path, index=False)
         return ("--test", str(path))
+    elif name == "one group":
+        frame.assign(document="all").to_csv(path, index=False)
+        return ("--train", str(path), "--group", "document")
     elif name == "no text":
         frame.assign(sentence=["", *frame["sentence"][1:]]).to_csv(path, index=False)
     elif name == "missing text":
@@ -282,6 +285,8 @@ BAD = {
     "missing file": (("--train", "absent.csv"), "absent.csv: no such file"),
     "keep and margin": (("--keep", "0.9", "--margin", "0.1"), "keep and margin are both given: leave one out"),
     "missing column": (("--text", "sentences"), "no column 'sentences'; its columns are 'sentence', 'label'"),
+    "missing group": (("--group", "document"), "no column 'document'; its columns are 'sentence', 'label'"),
+    "one group": ((), "fewer than 3 groups of label 'no', 'yes', too few to cut test and validation from"),
     "empty": ((), "empty.csv: the file is empty"),
     "one class": ((), "every label in column 'label' is 'yes'; at least two classes are needed"),
     "unseen label": ((), "column 'label' has labels that train.csv has not: 'maybe'"),

@@ -77,6 +77,7 @@ def test_a_language_model_is_probed(
         (("task.yaml", "--examples", "12"), "examples: 12 make no two batches of 8, one for each half"),
         (("task.yaml", "--examples", "-5"), "examples: -5 make no two batches of 8"),
         (("task.yaml", "--params", "100"), "params: rank 1 everywhere takes"),
+        (("task.yaml", "--group", "document"), "no column 'document'; its columns are 'sentence', 'label'"),
         (("--ranks", "4"), "--ranks"),
         ((), "no training data"),
     ],

@@ -131,6 +131,8 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         ({"train": None}, "no training data: give --train FILE, or --task docmatch or docstrings, which are built in"),
         ({"task": "docmatch"}, "train: task docmatch brings its own data; leave it out"),
         ({"task": "docstrings", "train": pd.DataFrame()}, "train: task docstrings brings its own data; leave it out"),
+        ({"task": "docmatch", "train": None, "group": "doc"}, "group: task docmatch brings its own data; leave it out"),
+        ({"group": ["a", "b"]}, "group: ['a', 'b'] is not a text"),
         ({"retain": "other.txt"}, "retain: only language models can be asked what they forget; leave it out"),
         (
             {"report_to": "nonsense"},

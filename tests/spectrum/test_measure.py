@@ -20,6 +20,7 @@ from rankwise import RunError, UserError, resize_adapter
 from rankwise.base.load import load_base
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
+from rankwise.decide.interval import over_examples
 from rankwise.lora.peft_files import find_adapter
 from rankwise.records import Measured, ResizedAdapter
 from rankwise.spectrum.measure import score_adapter
@@ -222,6 +223,33 @@ def test_figures_are_shown_and_are_json(tmp_path: Path) -> None:
     shown = made._repr_markdown_()
     assert "40 test examples" in shown
     assert "evaluate the adapter" not in shown
+
+
+def test_limits_of_an_adapter_in_a_run_count_its_groups(tmp_path: Path) -> None:
+    adapter = classifier(tmp_path).rename(tmp_path / "adapter")
+    config = ComparisonConfig(train="t.csv", model=str(tmp_path / "base"), text="sentence", max_length=48, group="doc")
+    described = {
+        "config": config.to_dict(),
+        "data": {"labels": ["no", "yes"]},
+        "model": {"revision": load_base(tmp_path / "base", num_labels=2).revision},
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(described))
+    docs = np.arange(40) // 4
+
+    def measured(out: str, test: object) -> Measured:
+        found = resize_adapter(adapter, tmp_path / out, rank=1, test=test).measured
+        assert found is not None
+        return found
+
+    alone, grouped = (measured(f"out{size}", TEST.assign(doc=np.arange(40) // size)) for size in (1, 4))
+    subject = load_subject(find_adapter(adapter), TEST.assign(doc=docs), {}, lambda text: None)
+    before, after = (score_adapter(where, subject, lambda text: None) for where in (adapter, tmp_path / "out4"))
+    expected = over_examples(after.nll[0].astype(np.float64) - before.nll[0], groups=docs)
+    assert (grouped.nll_change.low, grouped.nll_change.high) == (expected.low, expected.high)
+    assert grouped.nll_change.mean == alone.nll_change.mean
+    assert grouped.nll_change.low != alone.nll_change.low
+    with pytest.raises(UserError, match="no column 'doc'"):
+        resize_adapter(adapter, tmp_path / "out", rank=1, test=TEST)
 
 
 def test_a_run_on_its_own_pairs_asks_for_the_column_of_the_second_text(tmp_path: Path) -> None:

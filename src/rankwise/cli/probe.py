@@ -20,6 +20,7 @@ OPTIONS = frozenset(
         "text",
         "text_pair",
         "label",
+        "group",
         "learn_prompts",
         "skip_bad",
         "keep_leaked",

@@ -97,6 +97,12 @@ class ComparisonConfig:
     text: str = _option("text", parse_text, "Column of the text.")
     text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
     label: str = _option("label", parse_text, "Column of the label.")
+    group: str | None = _option(
+        None,
+        parse_text,
+        "Column that says which examples belong together (a document, a conversation): none such are split, and limits "
+        "count groups.",
+    )
     learn_prompts: bool = _option(False, parse_flag, "Instruction: learn prompts, too, not completions alone.")
     score: Literal["tokens", "exact"] = _option(
         "tokens",
@@ -230,7 +236,7 @@ class ComparisonConfig:
         if self.max_length is None:
             object.__setattr__(self, "max_length", 512 if self.task == "instruction" else 128)
         if self.task in BUILT_IN:
-            for name in ("train", "validation", "test", "retain"):
+            for name in ("train", "validation", "test", "group", "retain"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name}: task {self.task} brings its own data; leave it out")
         elif self.train is None:
