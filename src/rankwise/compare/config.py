@@ -86,14 +86,11 @@ class ComparisonConfig:
         one_of("classification", "instruction", *BUILT_IN),
         "`classification` or `instruction` tuning on your data; built in: `docmatch` (classes), `docstrings` (text).",
     )
-    train: Source | None = _option(None, _source, "Training data: CSV, TSV, JSONL or Parquet file, or a data set's id.")
-    validation: Source | None = _option(None, _source, "Validation data [15 % of train, after test is cut].")
-    test: Source | None = _option(None, _source, "Test data [20 % of train].")
     train: Source | None = _option(
         None, _source, "Training data: CSV, TSV, JSONL, JSON or Parquet file, or a data set's id."
     )
-    validation: Source | None = _option(None, _source, "Validation data; cut from train where not given.")
-    test: Source | None = _option(None, _source, "Test data; cut from train where not given.")
+    validation: Source | None = _option(None, _source, "Validation data [15 % of train, after test is cut].")
+    test: Source | None = _option(None, _source, "Test data [20 % of train].")
     text: str = _option("text", parse_text, "Column of the text.")
     text_pair: str | None = _option(None, parse_text, "Column of the second text, for pairs.")
     label: str = _option("label", parse_text, "Column of the label.")
