@@ -125,7 +125,7 @@ def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Pa
 
 def test_the_table_and_where_everything_is(terminal: Terminal) -> None:
     out = terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/table")
-    assert re.search(r"^ +4 +4 +[\d,]+ +\d+\.\d % \(", out, re.MULTILINE)
+    assert re.search(r"^ +4 +16 +[\d,]+ +\d+\.\d % \(", out, re.MULTILINE)
     whose = ": no rank is named, so the best of all on validation"
     assert out.splitlines()[-2:] == ["run      runs/table", f"adapter  runs/table/adapter{whose}"]
     assert max(map(len, out.splitlines()[:-1])) <= 80

@@ -28,6 +28,7 @@ def tiny_comparison(model: Path, **options: Any) -> ComparisonConfig:
         "test": sentences(60, seed=3),
         "text": "sentence",
         "ranks": (2, 4),
+        "alpha": "rank",
         "learning_rates": (1e-3, 5e-3),
         "seeds": 2,
         "batch_size": 8,

@@ -72,7 +72,7 @@ def test_a_recommendation_is_all_that_the_next_training_needs() -> None:
     assert (found.status, found.rank, found.alpha, found.use_rslora, found.learning_rate) == (
         "resolved",
         8,
-        8.0,
+        16.0,
         False,
         1e-3,
     )

@@ -10,7 +10,7 @@ from rankwise.compare.config import ComparisonConfig
 from rankwise.errors import RunError
 from rankwise.records import Evaluation, Trial, TrialResult
 
-CONFIG = ComparisonConfig(train="t.csv", ranks=(2, 4), learning_rates=(1e-4, 1e-3, 1e-2), seeds=2)
+CONFIG = ComparisonConfig(train="t.csv", ranks=(2, 4), alpha="rank", learning_rates=(1e-4, 1e-3, 1e-2), seeds=2)
 RANK_0 = 1.0  # its loss on validation, above all that trains
 TWO_SEEDS = "two seeds: where most of the chance is theirs, limits are right less often than they say"
 

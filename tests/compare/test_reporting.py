@@ -94,8 +94,8 @@ def test_each_trial_is_a_run_with_its_curve_and_status(finished: RankComparison,
         outcomes |= {trial: {"status": status} for trial, status in event["status"].items()}
     assert {trial: runs[trial].outcome for trial in ids(finished.run)} == outcomes
     params = {row.rank: row.trainable_params for row in finished.experiments}
-    assert runs["r4-a4-lr0.005-s0"].params == {
-        **{"rank": "4", "alpha": "4", "use_rslora": "False", "learning_rate": "0.005", "seed": "0"},
+    assert runs["r4-a16-lr0.005-s0"].params == {
+        **{"rank": "4", "alpha": "16", "use_rslora": "False", "learning_rate": "0.005", "seed": "0"},
         **{"trainable_params": str(params[4]), "model": config.model, "base": "float32", "task": "classification"},
     }
 

@@ -65,6 +65,8 @@ def _annotation(option: Field[Any]) -> Any:
     shown = (
         ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
         if isinstance(default, tuple)
+        else f"{default:g}"
+        if isinstance(default, float)
         else default
     )
     help_text = option.metadata["help"] + ("" if shown is None else f" [{shown}]")
@@ -74,4 +76,4 @@ def _annotation(option: Field[Any]) -> Any:
 def _metavar(option: Field[Any]) -> str:
     if str(option.type).startswith("tuple"):
         return "LIST"
-    return "NUMBER" if isinstance(option.default, int | float) else "VALUE"
+    return "NUMBER" if option.type in ("int", "float") else "VALUE"

@@ -138,7 +138,7 @@ class ComparisonConfig:
     budget: float | None = _option(
         None, parse_duration, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
     )
-    alpha: AlphaRule = _option("rank", _alpha, "Alpha of each rank: `rank`, `2rank` or a number.")
+    alpha: AlphaRule = _option(16.0, _alpha, "Alpha: a number for all ranks, or `rank` or `2rank` of each.")
     rslora: bool = _option(False, parse_flag, "Scale by alpha/sqrt(rank); in a comparison short for --scalings rslora.")
     scalings: tuple[Scaling, ...] = _option(
         ("alpha/rank",),
