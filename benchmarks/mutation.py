@@ -1,6 +1,6 @@
 """Would the tests notice? One place of the code is changed at a time, and the room's own tests are run on it.
 
-    python -m benchmarks.mutation --room decide --mutants 150 --out benchmarks/results/mutation.json
+    python -m benchmarks.mutation --room decide --mutants 40 --out benchmarks/results/mutation_decide.json
 
 A mutant is *killed* where a test fails, or where it takes four times as long as the code does, and *survives* where
 all pass. A survivor is a hole in the tests, or it means the same as what was written: those are read by a person. The

@@ -124,14 +124,15 @@ def test_what_is_cut_from_train_is_said(monkeypatch: pytest.MonkeyPatch, capsys:
     assert f"Validation data [{VALIDATION_SHARE:.0%} of train, after test".replace("%", " %") in said
 
 
-@pytest.mark.parametrize(("command", "name"), [("compare", "run"), ("probe", "examples"), ("compare", "plan")])
+@pytest.mark.parametrize(("command", "name"), [("compare", "run"), ("probe", "examples"), ("compare", "params")])
 def test_what_is_a_command_s_own_is_no_part_of_a_file(
     command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "c.yaml").write_text(f"task: docmatch\n{name}: 3\n")
+    (tmp_path / "c.yaml").write_text(f"task: docmatch\n{name}: 3\njson: true\n")
     monkeypatch.setattr(sys, "argv", ["rankwise", command, str(tmp_path / "c.yaml")])
     with pytest.raises(SystemExit, match="2"):
         main()
+    names = ", ".join(sorted(("json", name)))
     assert capsys.readouterr().err.endswith(
-        f"c.yaml: {name} is no part of a comparison: give --{name} on the command line\n"
+        f"c.yaml: {names}: no option of a comparison, but of a command; leave it out of the file\n"
     )

@@ -102,3 +102,9 @@ def test_a_run_that_is_extended_counts_the_groups_of_all_its_examples(
 def test_a_run_without_groups_is_another(finished: RankComparison, config: ComparisonConfig) -> None:
     with pytest.raises(UserError, match="group is document there and not given here"):
         run_rank_comparison(replace(config, group=None), run=finished.run, resume=True)
+
+
+def test_other_groups_are_other_data(finished: RankComparison, config: ComparisonConfig) -> None:
+    other = TEST.assign(document=TEST["document"].replace("test 0", "test 1"))
+    with pytest.raises(UserError, match="the test data differ"):
+        run_rank_comparison(replace(config, test=other), run=finished.run, resume=True)

@@ -32,6 +32,7 @@ from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
 from rankwise.records import Baseline, Trial
 from rankwise.tasks.task import Task
+from rankwise.train.cost import StepCost
 from tests.compare.runs import KilledError, journal, numbers, tiny_comparison
 from tests.data import sentences
 from tests.models import save_model
@@ -391,13 +392,22 @@ def test_a_plan_counts_and_leaves_nothing(
     config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # A step of so many trials, of which one alone would take nearly as long.
-    monkeypatch.setattr("rankwise.compare.preview.measure_pack", lambda base, task, trials, *_: 1.0 * len(trials))
+    # A step of rank 4 takes three times as long as one of rank 2, and a trial in a pack half of what it takes alone.
+    seconds = {2: 1.0, 4: 3.0}
+
+    def alone(base: object, task: object, trials: Sequence[Trial], *others: object) -> list[StepCost]:
+        return [StepCost(trial.rank, seconds[trial.rank], None) for trial in trials]
+
+    def together(base: object, task: object, trials: Sequence[Trial], *others: object) -> float:
+        return sum(seconds[trial.rank] for trial in trials) / 2
+
+    monkeypatch.setattr("rankwise.compare.preview.measure_costs", alone)
+    monkeypatch.setattr("rankwise.compare.preview.measure_pack", together)
     plan = plan_rank_comparison(replace(config, pack_size=3))
     assert (plan.trials, plan.packs, plan.steps) == (8, 3, 30)
     # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30; of 2 ranks, 2 seeds.
-    assert plan.training_seconds == 50 * 4
-    assert plan.training_seconds_at_most == 120 * 4
+    assert plan.training_seconds == 50 * 2 * (1 + 3) / 2
+    assert plan.training_seconds_at_most == 120 * 2 * (1 + 3) / 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from rankwise.base.load import load_base
 from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.records import Trial
+from rankwise.tasks.task import PackRows
 from rankwise.train.cost import PeakMemory, measure_costs, measure_pack
 from rankwise.train.settings import TrainingSettings
 from tests.models import save_model
@@ -51,7 +52,24 @@ def test_every_rank_is_measured_and_the_model_is_as_it_was(base: BaseModel) -> N
     assert [cost.rank for cost in costs] == [2, 8, 4]
     assert all(cost.seconds > 0 for cost in costs)
     assert all(cost.peak_bytes is None or cost.peak_bytes >= base.bytes for cost in costs)
-    assert measure_pack(base, token_task(), trials, targets, TrainingSettings(steps=3, batch_size=8)) > 0
     after = base.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_pack_is_timed_over_its_trials_own_batches(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seen = 0.0, []
+
+    def step(pack: object, optimizer: object, task: object, batches: list[PackRows], number: int) -> None:
+        nonlocal now
+        seen.append([rows.shape for rows in batches])
+        now += 100.0 if len(seen) == 1 else 0.5
+
+    monkeypatch.setattr("rankwise.train.cost.train_step", step)
+    monkeypatch.setattr("rankwise.train.cost.time.perf_counter", lambda: now)
+    targets = match_targets(base.model, "all-linear", trained=base.trained_modules)
+    trials = [Trial(rank, float(rank), False, 1e-3, seed) for seed, rank in enumerate((2, 8, 4))]
+    settings = TrainingSettings(steps=3, batch_size=8, accumulation=2)
+    assert measure_pack(base, token_task(), trials, targets, settings) == 0.5
+    assert len(seen) > 4
+    assert all(shapes == [(3, 8), (3, 8)] for shapes in seen)

@@ -47,8 +47,8 @@ def configured(file: Path | None, options: Mapping[str, Any]) -> ComparisonConfi
     values = {} if file is None else read_config_file(file)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if of_commands := sorted(values.keys() & _OF_COMMANDS):
-        name = of_commands[0].replace("_", "-")
-        raise UserError(f"{file}: {name} is no part of a comparison: give --{name} on the command line")
+        names = ", ".join(name.replace("_", "-") for name in of_commands)
+        raise UserError(f"{file}: {names}: no option of a comparison, but of a command; leave it out of the file")
     for pair in (("steps", "epochs"), ("keep", "margin")):
         if given := options.keys() & pair:
             values = {name: value for name, value in values.items() if name in given or name not in pair}

@@ -14,7 +14,7 @@ from rankwise.records import ComparisonPlan
 from rankwise.train.cost import measure_costs, measure_pack
 from rankwise.train.failure import device_failure_told, out_of_memory_told
 
-_HINT = "plan with a smaller --batch-size or --gradient-checkpointing"
+_HINT = "plan with a smaller --pack-size or --batch-size, or with --gradient-checkpointing"
 
 
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = ignore) -> ComparisonPlan:
@@ -29,10 +29,11 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = ignore
         leg = Schedule(first.config, rungs, rank_0_nll=math.inf).next_leg({})
         assert leg is not None
         packs = plan_packs(leg, pack_size(first, costs), first=0)
-        seconds = measure_pack(base, task, packs[0].trials, targets, settings) / len(packs[0].trials)
+        together = measure_pack(base, task, packs[0].trials, targets, settings)
+        saved = together / sum(costs[trial.rank].seconds for trial in packs[0].trials)
     peaks = [cost.peak_bytes for cost in costs.values() if cost.peak_bytes is not None]
     of_packs = [sum((costs[trial.rank].peak_bytes or 0) - base.bytes for trial in pack.trials) for pack in packs]
-    of_every_curve = len(config.scalings) * config.seeds * len(costs) * seconds
+    of_every_curve = len(config.scalings) * config.seeds * saved * sum(cost.seconds for cost in costs.values())
     more = [f"bases: these figures are of {base.stored_as}, the first"] if len(config.each_base) > 1 else []
     return ComparisonPlan(
         trials=len(leg.trials),

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from rankwise.errors import UserError, reason_of, shortened
 
 _LONGEST_FIELD = 2**31 - 1  # what a C long holds on every platform
-MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for
+MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for, or a JSON file take
 _TOO_LARGE = f"unpacked it takes more than {MOST_UNPACKED / 2**30:g} GiB; give a part of it"
 _BATCH = 256  # rows
 _OPENING, _COMMA, _CLOSING = (re.compile(rf"[ \t\n\r]*{sign}[ \t\n\r]*") for sign in (r"\[", ",", r"\]"))  # JSON's

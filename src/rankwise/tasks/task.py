@@ -80,12 +80,14 @@ class Split:
         return len(self.labels)
 
     def fingerprint(self, first: int | None = None) -> str:
-        """SHA-256 over tokens, labels and rivals of the `first` rows (all by default)."""
+        """SHA-256 over tokens, labels, groups and rivals of the `first` rows (all by default)."""
         count = len(self) if first is None else first
         digest = hashlib.sha256()
         digest.update(self.input_ids.flat[: self.input_ids.offsets[count]].tobytes())
         digest.update(self.input_ids.offsets[: count + 1].tobytes())
         digest.update(np.asarray(self.labels[:count], dtype=np.int64).tobytes())
+        if self.groups is not None:
+            digest.update(np.asarray(self.groups[:count], dtype=np.int64).tobytes())
         if self.learned is not None:
             digest.update(self.learned.flat[: self.learned.offsets[count]].tobytes())
         if self.rivals is not None:
