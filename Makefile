@@ -16,7 +16,7 @@ EXTRAS_docs := docs
 EXTRAS_bench := offline
 
 # Warnings of these versions that later ones do not give.
-OLD := -W 'ignore:Could not find a config file' -W 'ignore:Tip. In future versions of Ray:FutureWarning' \
+OLD := -W 'ignore:Could not find a config file' -W ignore:Tip:FutureWarning \
 	-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: help demo test lint audit check floors docs bench

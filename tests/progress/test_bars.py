@@ -37,6 +37,7 @@ def test_what_goes_on_has_a_bar_each_and_training_the_examples_and_losses(capsys
 
 def test_a_bar_is_as_far_as_its_trials(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tqdm_bars, "tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setenv("COLUMNS", "200")  # a rate may have many digits where nothing is trained
     with bars() as observe:
         observe(SECOND_LEG)
         for report in (FIRST_PACK, SECOND_PACK):
