@@ -36,7 +36,7 @@ def sentence(way: str, record: Found) -> str:
     if found["same"] < found["named"]:
         further = found["named"] - found["same"] - found["neighbour"]
         places += f", next to that in {found['neighbour']}, further off in {further}"
-    places += f", losing {found['worst_regret_in_margins']:.1f} margins at worst"
+    places += f", losing at worst {found['worst_regret_in_margins']:.1f} times the margin"
     if way == "ladder":
         cost = (
             f"{100 * median(task[way]['share_of_trial_steps'] for task in tasks.values()):.0f} % of its training steps"

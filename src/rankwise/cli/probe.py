@@ -61,7 +61,7 @@ def probe(
     Of several learning rates the first is used. Test data are not scored.
 
     On 5 tasks, three seeds each, the rank that the probe named was one that the full grid allows in 8 of 15, next to
-    that in 4, further off in 3, losing 9.1 margins at worst, for 4 % of its time (median): docs/fidelity.md.
+    that in 4, further off in 3, losing at worst 9.1 times the margin, for 4 % of its time (median): docs/fidelity.md.
 
     rankwise probe --task docmatch --max-length 32 --examples 512
     """
