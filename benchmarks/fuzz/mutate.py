@@ -33,6 +33,8 @@ _TOKENS = (
     *(b"2001-99-99", b"!!int ''", b"0x", b"0b", b"!!binary 'x'", b"? ", b"- ", b"# ", b"%YAML 9.9\n---\n", b"\x85"),
 )
 
+_MOST_BRACKETS = 1000
+
 
 def mutated(content: bytes, form: str, draw: Random) -> bytes:
     """One change or several; `form` says how the file is read."""
@@ -143,6 +145,8 @@ def _of_journal(content: bytes, draw: Random) -> bytes:
 
 
 def _of_yaml(content: bytes, draw: Random) -> bytes:
+    if content.count(b"[") + content.count(b"{") > _MOST_BRACKETS:
+        raise ValueError("to read it would take the square of that")
     text = yaml.dump(_of_tree(yaml.load(content, yaml.CSafeLoader), draw), Dumper=yaml.CSafeDumper)
     return re.sub(r"deep(\d+)", lambda deep: "[" * int(deep[1]) + "]" * int(deep[1]), text).encode()
 
