@@ -61,8 +61,8 @@ def estimate_ranks(
 ) -> ModelEstimate:
     """Each rank's cost beside that of full fine-tuning; with the bytes of a GPU also what fits there.
 
-    With a `pack_size` the memory is that of so many adapters of a rank, trained together as `rankwise compare` does,
-    on the model that classifies sequences; else of one adapter, trained by PEFT. `calibrate` takes two real
+    With a `pack_size` the memory is that of so many adapters of a rank, trained together as `rankwise compare` does;
+    else of one adapter, trained by PEFT. `calibrate` takes two real
     steps of the largest rank on this machine's device, with weights of zeros, and corrects every estimate by
     what they took.
     """
