@@ -195,6 +195,33 @@ def test_no_token_but_those_before_a_learned_one_has_a_gradient(
     assert torch.equal(reached, expected)
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 3, 100])
+def test_a_frozen_output_layer_passes_the_gradients_that_a_trained_one_does(
+    base: BaseModel,
+    targets: tuple[LinearLayer, ...],
+    hidden: list[Tensor],
+    tokens_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Autograd's, of transformers' own output layer and PyTorch's cross entropy."""
+    monkeypatch.setattr(likelihood_module, "_LOGITS", VOCABULARY * tokens_at_once)
+    batch = collate(TASK.train, np.arange(6), pad_token_id=0)
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    head = base.model.get_output_embeddings().requires_grad_(False)
+    found = []
+    with attached(base, [trial(4)], targets) as pack:
+        pack.load(0, random_state(base, trial(4), targets))
+        for trained in (False, True):
+            head.requires_grad_(trained)
+            of = likelihood(base, batch)
+            (of.nll * weights).sum().backward()
+            found.append((of.nll.detach(), of.right, hidden[-1].grad))
+        head.requires_grad_(False)
+        pack.take_grads()
+    head.weight.grad = None
+    torch.testing.assert_close(*found)
+
+
 def test_padding_and_what_comes_after_the_completion_do_not_matter(base: BaseModel) -> None:
     """By perturbation: other tokens after the last learned one change nothing before it."""
     batch = collate(TASK.train, np.arange(6), pad_token_id=0)

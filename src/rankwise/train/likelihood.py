@@ -1,12 +1,13 @@
 """What a batch's labels, or its learned tokens, are worth to the base model and what is attached to it.
 
 Logits of a large vocabulary are the largest tensor of a training step, and nobody needs them all at once: the
-output layer runs on the learned tokens only, some at a time, and again in the backward pass.
+output layer runs on the learned tokens only, some at a time. Where it is frozen, the gradient of what enters it is
+computed beside; where it is trained, it runs again in the backward pass.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from rankwise.base.model import BaseModel
+from rankwise.lora.frozen import FrozenLinear
 from rankwise.tasks.task import Batch, Learned
 
 _LOGITS = 2**25  # at most so many at once
@@ -74,12 +76,52 @@ def _of_tokens(
 
     hidden = at_tokens(base.model.base_model(**batch.inputs).last_hidden_state)
     size = max(1, _LOGITS // _vocabulary(base))
+    if not head.weight.requires_grad:
+        found = _OfFrozenOutputLayer.apply(hidden, FrozenLinear(head, None), targets, size)  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], found)
     if len(targets) <= size:
         return of_chunk(hidden, targets)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     parts = [cast(tuple[Tensor, Tensor], checkpoint(of_chunk, *chunk, use_reentrant=False)) for chunk in chunks]
     nlls, rights = zip(*parts, strict=True)
     return torch.cat(nlls), torch.cat(rights)
+
+
+class _OfFrozenOutputLayer(torch.autograd.Function):
+    """Each token's NLL, and whether it is the likeliest, of what enters a frozen output layer.
+
+    A token's logits are all that the gradient of its NLL needs: it is made of them at once, and they are neither kept
+    nor computed twice (Hsu et al. 2024, arXiv:2410.10989).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "tokens d_in"], head: FrozenLinear, labels: Int[Tensor, " tokens"], size: int
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+        nll, right, gradients = [], [], []
+        for x, of_x in zip(hidden.split(size), labels.split(size), strict=True):
+            chosen = of_x[:, None]
+            logits = head(x).float()
+            greatest, predicted = logits.max(dim=-1, keepdim=True)
+            of_label = logits.gather(1, chosen)
+            terms = logits.sub_(greatest).exp_()
+            total = terms.sum(dim=-1, keepdim=True)
+            nll.append(greatest + total.log() - of_label)
+            right.append((predicted == chosen).long())
+            if ctx.needs_input_grad[0]:
+                probabilities = terms.div_(total)
+                error = probabilities.scatter_add_(1, chosen, torch.full_like(total, -1))
+                gradients.append(head.input_gradients(error.to(x.dtype)))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        found = torch.cat(nll).squeeze(1), torch.cat(right).squeeze(1)
+        ctx.mark_non_differentiable(found[1])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * grads[0][:, None].to(gradients.dtype), None, None, None
 
 
 def _plain_output_layer(base: BaseModel) -> nn.Linear | None:
