@@ -144,11 +144,26 @@ def test_other_retained_texts_are_scored_anew(
 ) -> None:
     run = tmp_path / "run"
     short = replace(config, full_learning_rates=None)
-    run_rank_comparison(short, run=run)
+    first = run_rank_comparison(short, run=run)
     (tmp_path / "other.txt").write_text("nothing but hills. " * 9)
     other = run_rank_comparison(replace(short, retain=tmp_path / "other.txt"), run=run, resume=True)
     assert other.baseline.retained_nll != finished.baseline.retained_nll
     assert other.experiments[0].nll == finished.experiments[0].nll
+    again = run_rank_comparison(short, run=run, resume=True)
+    assert again.baseline == first.baseline
+    assert [row.forgetting for row in again.experiments] == [row.forgetting for row in first.experiments]
+
+
+def test_a_full_fine_tuning_of_other_texts_is_trained_anew(config: ComparisonConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = run_rank_comparison(config, run=run)
+    (tmp_path / "other.txt").write_text("nothing but hills. " * 9)
+    other = run_rank_comparison(replace(config, retain=tmp_path / "other.txt"), run=run, resume=True)
+    again = run_rank_comparison(config, run=run, resume=True)
+    assert first.full is not None
+    assert other.full is not None
+    assert again.full is not None
+    assert other.full.forgetting != first.full.forgetting == again.full.forgetting
 
 
 def test_a_text_that_a_rank_can_no_longer_score_leaves_no_limits() -> None:

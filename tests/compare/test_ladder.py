@@ -357,6 +357,8 @@ def test_a_rank_that_test_does_not_show_to_suffice_is_followed_by_larger_ones(
             run_rank_comparison(config, run=tmp_path / "killed")
     run_rank_comparison(config, run=tmp_path / "killed", resume=True)
     assert numbers(tmp_path / "killed") == numbers(whole.run)
+    more = run_rank_comparison(replace(config, seeds=config.seeds + 1), run=tmp_path / "killed", resume=True)
+    assert any(note.startswith("test was looked at 2 times on the way") for note in more.notes)
 
 
 def test_a_rank_that_test_shows_to_suffice_is_the_last(

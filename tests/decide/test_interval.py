@@ -83,6 +83,20 @@ def test_fewer_seeds_cover_as_badly_as_the_docstring_admits(seeds: int, worst: f
     assert coverage(seeds, seed_share=0.1) > 0.94
 
 
+@pytest.mark.parametrize("clusters", [10, 30])
+def test_clusters_of_uneven_size_cover_at_the_nominal_level(clusters: int) -> None:
+    """Of lognormal sizes; the sandwich with a cluster for a degree of freedom covers a mean of ten with 83 %."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        sizes = np.ceil(20 * generator.lognormal(-0.5, 1.0, clusters)).astype(int)
+        groups = np.repeat(np.arange(clusters), sizes)
+        effects = generator.normal(size=clusters)[groups] + generator.normal(size=len(groups))
+        scores = effects + 0.3 * generator.normal(size=(3, len(groups)))
+        hits += covers(crossed_interval(scores, groups=groups), 0.0)
+    assert hits / 2000 == pytest.approx(0.95, abs=0.02)
+
+
 def test_clusters_cover_at_the_nominal_level_and_only_when_told() -> None:
     assert coverage(5, seed_share=0.1, examples=400, cluster_size=20) == pytest.approx(0.95, abs=0.02)
     assert coverage(5, seed_share=0.1, examples=400, cluster_size=20, told=False) < 0.7

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DebertaConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen3MoeConfig,
+)
 
 from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.base.source import EMBEDDED
@@ -37,6 +44,47 @@ def test_the_count_is_what_peft_trains(architecture: str, attention_only: bool, 
     count = estimate_lora_params(config, rank, targets, num_labels=3)
     assert count == ParameterCount(adapters, sum(trained.values()) - adapters)
     assert count.total == peft.get_nb_trainable_parameters()[0]
+
+
+_SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 100,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (MixtralConfig(**_SMALL, num_key_value_heads=2, num_local_experts=4), {"target_modules": "all-linear"}),
+        (
+            Qwen3MoeConfig(**_SMALL, num_key_value_heads=2, num_experts=4, moe_intermediate_size=16, head_dim=8),
+            {"target_modules": "all-linear"},
+        ),
+        (
+            MixtralConfig(**_SMALL, num_key_value_heads=2, num_local_experts=4),
+            {"target_modules": ["q_proj", "w1", "w3"]},
+        ),
+        # DeBERTa has parameters called q_bias and v_bias.
+        (
+            DebertaConfig(**_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+            {"target_modules": "all-linear", "bias": "all"},
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")  # PEFT's own keys
+def test_experts_and_biases_count_as_peft_counts_them(config: PreTrainedConfig, options: dict[str, Any]) -> None:
+    peft = peft_model(meta_model(config), r=4, **options)
+    assert estimate_lora_params(config, 4, **options).total == peft.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("pattern", ["(query", "(a+)+"])
+def test_a_pattern_of_ranks_that_is_none_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"^rank pattern .* cannot be used: "):
+        estimate_lora_params(tiny_config("bert"), 4, rank_pattern={pattern: 2})
 
 
 def test_a_published_figure() -> None:

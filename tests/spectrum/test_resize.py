@@ -10,6 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.conversion import convert_to_lora
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -232,6 +233,17 @@ def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         resize_adapter(tmp_path / "it", tmp_path / "it", rank=2)
     assert isinstance(resize_adapter(tmp_path / "it", tmp_path / "new/out", rank=2), ResizedAdapter)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    saved_adapter(tmp_path / "it")
+    monkeypatch.setattr("rankwise.spectrum.resize.save_file", full)
+    with pytest.raises(UserError, match=r"^\S+/out could not be written: .*File too large"):
+        resize_adapter(tmp_path / "it", tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
 
 
 class _Largest(TorchDispatchMode):

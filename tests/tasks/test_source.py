@@ -14,6 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
+from rankwise.tasks.files import Shape, read_file
 from rankwise.tasks.source import Rows, Source, SplitName, read_splits, read_test_rows
 
 # What the usual loaders turn into missing values, numbers, booleans or dates, and what breaks parsers.
@@ -131,6 +132,17 @@ def test_a_byte_order_mark_and_blank_lines_are_not_data(tmp_path: Path) -> None:
     array = tmp_path / "bom.json"
     array.write_bytes(b'\xef\xbb\xbf\n [\r\n{"text": "a"}\t,\n{"text": "b"}]\n')
     assert read_rows(array, ["text"], split="train").columns["text"] == ["a", "b"]
+
+
+def test_numbers_of_objects_within_a_row_are_numbers(tmp_path: Path) -> None:
+    """A chat template writes a tool's arguments; choices are texts."""
+    call = {"name": "add", "arguments": {"a": 5, "b": [2.5, {"c": 1e3}], "d": "5"}}
+    row = {"messages": [{"role": "assistant", "content": "12", "tool_calls": [call]}], "choices": [1, 2]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    for name in ("rows.jsonl", "rows.json"):
+        columns = read_file(tmp_path / name, [Shape(("messages", "choices"))]).columns
+        assert columns == {"messages": [row["messages"]], "choices": [["1", "2"]]}
 
 
 def test_json_numbers_and_booleans_keep_their_spelling(tmp_path: Path) -> None:

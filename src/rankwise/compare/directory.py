@@ -108,8 +108,8 @@ class RunDirectory:
     def opened(self, description: Description, test: Split, *, resume: bool) -> Iterator[Journal]:
         """Create the run, or check that the one that is there may go on; no other process can, until this is left.
 
-        More seeds, ranks, learning rates or test examples extend a run; any other difference of
-        configuration, model or data is a `UserError` that names it.
+        Raises `UserError` for a difference of configuration, model or data that no run may be extended by
+        (`rankwise.compare.differences`).
         """
         lock = FileLock(self.path / "run.lock", timeout=0)
         try:
@@ -266,7 +266,7 @@ def _check_sense(comparison: RankComparison) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_file(path, lambda beside: beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+    write_file(path, lambda beside: beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8"))
 
 
 def _write_parquet(path: Path, table: pd.DataFrame) -> None:

@@ -30,10 +30,6 @@ from rankwise.fidelity import LADDER
 from rankwise.records import StopReason
 
 _TRUST = {"ladder": (LADDER,)}
-_LOOKED = (
-    "test was looked at once on the way, where it did not show that a rank suffices: such a look errs in up to 1 % of "
-    "cases, on top of the answer"
-)
 _NAMES = {"escalate": "escalation", "ladder": "ladder"}  # in the journal, and what users are told
 
 
@@ -70,14 +66,25 @@ def grow(
         path = f"{name}: {path_text(steps)}"
         tell(path)
         if step.rank is None:
-            looked = [_LOOKED] if any(earlier.looked for earlier in steps[:-1]) else []
-            return Grown(grown, step.stopped, (path, *looked, *_TRUST.get(config.strategy, ())))
+            # Those of an earlier start with fewer seeds, or another margin, are looks as well.
+            looks = sum(event["looked"] for event in journal.of(name)) - step.looked
+            return Grown(grown, step.stopped, (path, *_looked(looks), *_TRUST.get(config.strategy, ())))
         following = dict(grown.following)
         if step.follows:
             following[step.rank] = "alone"
         elif step.rank in following:
             following[step.rank] = "beside"
         grown = grown.as_grid({*grown.config.ranks, step.rank}, following)
+
+
+def _looked(times: int) -> list[str]:
+    if times == 0:
+        return []
+    often = "once" if times == 1 else f"{times} times"
+    return [
+        f"test was looked at {often} on the way, where it did not show that a rank suffices: such a look errs in up to "
+        "1 % of cases, on top of the answer"
+    ]
 
 
 def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What happened in a run, in order: one JSON object a line, appended and flushed to the disk.
 
-A process can die while it writes, so a torn last line is what a kill looks like: it is dropped. A line
+A process can die while it writes, so a torn last line is what a kill looks like: it is left out, and goes when the next
+is written. A line
 that cannot be read anywhere else, or is not what was written by its checksum, means that the file was damaged, and
 nothing is guessed.
 """
@@ -32,6 +33,8 @@ class Journal:
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror})") from error
         whole = content[: content.rfind(b"\n") + 1]
+        # Who only reads leaves it: it may be a line that another process is about to end.
+        self._torn_at = len(whole) if len(whole) < len(content) else None
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self.events.append(_event(line))
@@ -40,11 +43,12 @@ class Journal:
                     f"{path}, line {number}: damaged ({reason_of(error)}); "
                     "restore the file from a copy, or start a new run"
                 ) from error
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
 
     def append(self, event: str, **values: Any) -> None:
         """Record an event; it is on the disk when this returns."""
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
         record = {"event": event, **values}
         with self.path.open("ab") as file:
             file.write(_line(record))

@@ -16,6 +16,9 @@ from rankwise.errors import RunError, shortened
 from rankwise.records.plain import value_of
 from rankwise.report.page import comparison_page
 
+# What a run over several bases says of the first of them alone.
+_OF_BASES = {"dtype": ComparisonConfig.default("dtype"), "quantize": ComparisonConfig.default("quantize")}
+
 
 def write_page(run: Path | str) -> Path:
     """Write `report.html` into a run directory, and into those of its further bases; returns its path.
@@ -31,6 +34,7 @@ def write_page(run: Path | str) -> Path:
 
 def _write_page(path: Path) -> Path:
     directory, comparison = RunDirectory(path), read_comparison(path)
+    bases = [comparison.base, *(one.base for one in comparison.over)]
     results = directory.results(Journal(path / "journal.jsonl"))
     file = path / "comparison.json"
     try:
@@ -40,7 +44,7 @@ def _write_page(path: Path) -> Path:
             list(results.values()),
             setup,
             base_bytes=value_of(int | None, setup.get("base_bytes")),
-            command=command_of(setup["config"]),
+            command=command_of(setup["config"] | (_OF_BASES | {"bases": bases} if comparison.over else {})),
         )
         page.encode()
     # Figures that no comparison has can be of the right type, and then it is too late to tell which file they are of.

@@ -27,7 +27,7 @@ def score_baseline(
 ) -> Scores:
     """Rank 0's scores, of one seed: what fit a head needs has a best solution, so chance has next to no part in it."""
     test, retained = prepared.task.test, prepared.task.retained
-    if not any(event["examples"] == len(test) for event in journal.of("baseline")):
+    if not any(event["examples"] == len(test) for event in journal.of("baseline")[-1:]):
         what = "scoring the base model" if prepared.base.causal else "fitting a head on the frozen base"
         tell(f"rank 0: {what}")
         started = time.monotonic()
@@ -84,9 +84,10 @@ def score_trials(
 
 
 def _done(journal: Journal, event: Literal["scored", "retained"], split: Split) -> set[str]:
-    """The trials that were scored on all of these examples; more examples, or other texts, are scored anew."""
-    known = ("examples", len(split)) if event == "scored" else ("sha256", split.fingerprint())
-    return {trial for one in journal.of(event) if one[known[0]] == known[1] for trial in one["trials"]}
+    """The trials that were last scored on all of these examples; more examples, or other texts, are scored anew."""
+    field, known = ("examples", len(split)) if event == "scored" else ("sha256", split.fingerprint())
+    last = {trial: one[field] for one in journal.of(event) for trial in one["trials"]}
+    return {trial for trial, scored in last.items() if scored == known}
 
 
 def read_stacked(directory: RunDirectory, paths: Sequence[Path], name: str = SCORES) -> Scores:

@@ -84,7 +84,7 @@ def power(contrast: CrossedMean, true_mean: float, confidence: float, *, seeds: 
     return float(ndtr((-stdtrit(freedom, confidence) * standard_error - mean) / spread).mean())
 
 
-def _factors(freedom: int) -> Float[np.ndarray, " quantiles"]:
+def _factors(freedom: int | float) -> Float[np.ndarray, " quantiles"]:
     """What a variance estimated with `freedom` degrees of freedom may be in truth, as multiples of the estimate."""
     return freedom / chdtri(freedom, _QUANTILES)
 

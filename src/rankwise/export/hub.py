@@ -35,8 +35,8 @@ def write_folder(directory: Path, finding: Finding, repository: str) -> None:
     if finding.is_local:
         # Where this machine has its base model is of no use to another, and nobody's business.
         file = directory / "adapter_config.json"
-        config = json.loads(file.read_text()) | {"base_model_name_or_path": finding.model_name}
-        file.write_text(json.dumps(config, indent=2) + "\n")
+        config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": finding.model_name}
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "README.md").write_text(model_card(finding, repository), encoding="utf-8")
 
 

@@ -25,6 +25,7 @@ from rankwise.base.shapes import (
 from rankwise.base.source import find_config
 from rankwise.errors import UserError
 from rankwise.memory.settings import DTYPE_BYTES, StepSettings
+from rankwise.patterns import check_pattern
 from rankwise.records import ParameterCount
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def estimate_lora_params(
 
     if rank < 1:
         raise UserError(f"rank {rank}: an adapter's rank is at least 1")
+    for pattern in rank_pattern or ():
+        try:
+            check_pattern(pattern)
+        except ValueError as error:
+            raise UserError(f"rank pattern {pattern!r} cannot be used: {error}") from error
     if isinstance(model, str | Path):
         model = find_config(model)
     module = model if isinstance(model, nn.Module) else meta_model(model, num_labels=num_labels)
@@ -74,7 +80,7 @@ def estimate_lora_params(
         name: math.prod(shape)
         for name, shape in outline.parameters()
         if within(name, saved)
-        or (name.endswith("bias") and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted)))
+        or (is_named(name, "bias") and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted)))
     }
     return ParameterCount(adapters=adapters, heads=sum(in_full.values()))
 
@@ -91,6 +97,8 @@ def adapted_layers(
     parameters = () if isinstance(model, Outline) else tuple(_adapted_parameters(model, target_modules))
     if isinstance(model, Outline) or not parameters:
         return match_targets(model, target_modules, trained=trained)
+    if _is_all_linear(target_modules):
+        return (*match_targets(model, target_modules, trained=trained), *parameters)
     rest = _converted(model, target_modules).target_modules
     return (*match_targets(model, sorted(rest), trained=trained), *parameters) if rest else parameters
 
@@ -124,6 +132,10 @@ def _saved_modules(outline: Outline, modules_to_save: Sequence[str]) -> Iterator
         yield from named
 
 
+def _is_all_linear(target_modules: str | Sequence[str]) -> bool:
+    return isinstance(target_modules, str) and target_modules.lower() == ALL_LINEAR
+
+
 def _rank_of(layer: LinearLayer, rank: int, rank_pattern: Mapping[str, int]) -> int:
     """PEFT's rule: the first pattern that a module's name ends with, as a regular expression."""
     for pattern, other in rank_pattern.items():
@@ -145,7 +157,7 @@ def _adapted_parameters(module: nn.Module, target_modules: str | Sequence[str]) 
     # Importing PEFT takes seconds, and only a mixture of experts needs its rules.
     if not any(parameter.ndim == 3 for parameter in module.parameters()):
         return
-    if isinstance(target_modules, str) and target_modules.lower() != ALL_LINEAR:
+    if isinstance(target_modules, str) and not _is_all_linear(target_modules):
         compiled(target_modules)  # PEFT would not say what is wrong
     config = _converted(module, target_modules)
     for name, parameter in module.named_parameters():

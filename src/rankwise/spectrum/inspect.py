@@ -63,7 +63,8 @@ def factors(files: AdapterFiles) -> Iterator[tuple[AdaptedModule, Tensor, Tensor
     with open_weights(files.weights) as weights:
         for module in files.modules:
             a, b = weights.get_tensor(module.tensor_a), weights.get_tensor(module.tensor_b)
-            if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            # Not every dtype can be asked.
+            if not all(torch.isfinite(factor.float()).all() for factor in (a, b)):
                 raise UserError(
                     f"adapter {files.directory}: {module.name} has weights that are not finite: it diverged"
                 )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rankwise.durable import write_directory
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 from rankwise.lora.peft_files import AdaptedModule, AdapterFiles, find_adapter, open_weights
 from rankwise.records import AdapterSpectrum, ModuleSpectrum, ResizedAdapter, ResizedModule
 from rankwise.spectrum.adapter import one_thread, rank_for, truncated
@@ -144,4 +145,7 @@ def _write(out: Path, files: AdapterFiles, ranks: Ranks, alphas: Mapping[str, fl
         (beside / CONFIG_NAME).write_text(json.dumps(dict(files.settings) | changed, indent=2))
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, metadata)
 
-    write_directory(out, write)
+    try:
+        write_directory(out, write)
+    except SafetensorError as error:
+        raise UserError(f"{out} could not be written: {reason_of(error)}") from error

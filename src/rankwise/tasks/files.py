@@ -3,7 +3,7 @@
 The usual loaders guess: `NA` and `null` become missing values, `12` a number, `true` a boolean, a
 short row is filled up, a doubled column renamed. In a text column each guess silently changes an
 example, so CSV goes through the standard library's parser, which guesses nothing and knows line
-numbers, and JSON numbers keep their spelling. It is slower than pandas' parser (about a second for
+numbers, and the numbers of JSON columns keep their spelling. It is slower than pandas' parser (about a second for
 a million short rows), far below what tokenising the same rows takes.
 """
 
@@ -26,8 +26,16 @@ MOST_UNPACKED = 4 * 2**30  # bytes that a compressed file may stand for, or a JS
 _TOO_LARGE = f"unpacked it takes more than {MOST_UNPACKED / 2**30:g} GiB; give a part of it"
 _BATCH = 256  # rows
 _OPENING, _COMMA, _CLOSING = (re.compile(rf"[ \t\n\r]*{sign}[ \t\n\r]*") for sign in (r"\[", ",", r"\]"))  # JSON's
-# Numbers keep their spelling; NaN is how some writers say that a value is missing.
-_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None if name == "NaN" else name)
+
+
+class _Spelled(str):
+    """A number of JSON's, as it is written."""
+
+
+# NaN is how some writers say that a value is missing.
+_JSON = json.JSONDecoder(
+    parse_int=_Spelled, parse_float=_Spelled, parse_constant=lambda name: None if name == "NaN" else name
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ def _read_jsonl(path: Path, shapes: Sequence[Shape], damaged: list[str] | None) 
         for number, line in enumerate(_lines(path), start=1):
             if line.strip():
                 try:
-                    yield number, _JSON.decode(line)
+                    yield number, _record(_JSON.decode(line))
                 except (ValueError, RecursionError) as error:
                     yield number, error
 
@@ -199,6 +207,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
             line, at = line + text.count("\n", at, between.end()), between.end()
             try:
                 element, end = _JSON.raw_decode(text, at)
+                element = _record(element)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {line}: {_not_json(error)}") from error
             yield line, element
@@ -207,6 +216,21 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
     if closing is None or closing.end() < len(text):
         line += text.count("\n", at, end)
         raise UserError(f"{path}, line {line}: not JSON (after this the array neither goes on nor ends)")
+
+
+def _record(element: Any) -> Any:
+    """A row, in which texts, labels and choices are as they are written; objects within it hold numbers."""
+    if not isinstance(element, dict):
+        return element
+    return {column: _with_numbers(value, spelled=True) for column, value in element.items()}
+
+
+def _with_numbers(value: Any, *, spelled: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(each, spelled=spelled) for each in value]
+    return json.loads(value) if isinstance(value, _Spelled) and not spelled else value
 
 
 def _not_json(error: Exception) -> str:

@@ -111,7 +111,7 @@ def _rendered(
     damaged: list[str] | None,
 ) -> tuple[Splits, list[str]]:
     """The examples, and notes on them. Those that cannot be used are errors, unless `damaged` is told of some."""
-    bad = damaged or []
+    bad = [*(damaged or [])]
     splits: Splits = {}
     skipped = 0
     for split, table in tables.items():

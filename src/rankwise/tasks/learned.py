@@ -48,9 +48,9 @@ def build_learned_task(
         cut += cut_here
         if examples.rivals is not None and split != "train":
             kept = examples.rivals.take(np.flatnonzero(np.isin(examples.rivals.ids, parts[split].example_ids)))
-            rivals, cut_here = tokenise(tokenizer, kept, max_length, learn_prompts=learn_prompts)
+            # Their prompts are the example's own, which was counted.
+            rivals, _ = tokenise(tokenizer, kept, max_length, learn_prompts=learn_prompts)
             parts[split] = replace(parts[split], rivals=rivals)
-            cut += cut_here
     assert tokenizer.pad_token_id is not None
     return Task(
         name=name,
