@@ -26,11 +26,12 @@ from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import disk_bytes, prepare
+from rankwise.compare.run import over_another
 from rankwise.compare.schedule import most_rates
 from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
-from rankwise.records import Baseline, Trial
+from rankwise.records import Baseline, Trial, Verdict
 from rankwise.tasks.task import Task
 from rankwise.train.cost import StepCost
 from tests.compare.runs import KilledError, journal, numbers, tiny_comparison
@@ -474,13 +475,31 @@ def test_another_scaling_extends_a_run_and_says_whether_the_conclusion_flips(
     assert both.recommendation == finished.recommendation
     (alternative,) = both.alternatives
     assert alternative.use_rslora in (True, None)
-    same = (alternative.status, alternative.rank) == (both.recommendation.status, both.recommendation.rank)
-    said = [note for note in both.notes if note.startswith("rslora: the conclusion ")]
-    assert [note.split()[3] for note in said] == ["is" if same else "flips:"]
+    assert sum(note.startswith("rslora: the conclusion ") for note in both.notes) == 1
     alone = run_rank_comparison(replace(config, scalings=("rslora",)), run=tmp_path / "alone")
     for one, other in zip(both.experiments[2:], alone.experiments, strict=True):
         assert (one.rank, one.learning_rate) == (other.rank, other.learning_rate)
         assert one.nll == pytest.approx(other.nll, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "rank", "said"),
+    [
+        (("underfits", "sufficient"), 4, "is the same"),
+        (("sufficient", "sufficient"), 2, "flips"),
+        (("unresolved", "sufficient"), 2, "is another, though nothing shown contradicts this one"),
+    ],
+)
+def test_a_conclusion_flips_where_verdicts_contradict(
+    finished: RankComparison, verdicts: tuple[Verdict, ...], rank: int, said: str
+) -> None:
+    def of(verdicts: tuple[Verdict, ...], rank: int) -> RankComparison:
+        rows = [replace(row, verdict=verdict) for row, verdict in zip(finished.experiments, verdicts, strict=True)]
+        answer = replace(finished.recommendation, status="resolved", rank=rank, reason="so")
+        return replace(finished, experiments=tuple(rows), recommendation=answer)
+
+    note = over_another(of(verdicts, rank), of(("underfits", "sufficient"), 4), "nf4")
+    assert note == f"nf4: the conclusion {said}: resolved, r={rank}; so"
 
 
 def test_the_recommendation_is_the_decision_on_the_scores_on_disk(

@@ -84,6 +84,19 @@ def test_a_lead_that_grows_asks_for_longer_training_and_for_nothing_else() -> No
     assert "still drawing away when training ended: train longer" in said
 
 
+def test_a_rank_that_loses_more_than_the_margin_is_not_said_to_be_open() -> None:
+    """One seed of the smallest rank collapsed, so that it cannot be told, and with it no larger one is too small."""
+    losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.15, 0.15, 0.0))
+    losses[0, 0] += 1.0
+    decision = decide(losses, baseline, ranks=RANKS, resamples=200)
+    assert {verdict.verdict for verdict in decision.verdicts[:-1]} == {"unresolved"}
+    assert decision.needed is None
+    least, most = limits(decision, 8)
+    said = reason(decision, "nll")
+    assert f"r=8 loses between {least:.4f} and {most:.4f} nats, and is called too small only where" in said
+    assert "cannot be told" not in said
+
+
 def test_a_rank_that_is_surely_better_loses_nothing() -> None:
     decision = decided((-0.1, 0.0))
     assert decision.verdicts[0].difference == Interval(*[pytest.approx(0.1, abs=0.03)] * 3)

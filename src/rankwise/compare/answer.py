@@ -244,7 +244,8 @@ def _guards(
         difference = crossed_interval(mine - reference, groups=data.groups, confidence=2 * CONFIDENCE - 1)
         gain = float(reference.mean() - data.values(metric, baseline).mean())
         allowed = (1 - decision.keep) * max(gain, 0.0)
-        guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=difference.mean < -allowed))
+        worse = difference.high is not None and difference.high < -allowed
+        guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=worse))
     return tuple(guards)
 
 
@@ -252,7 +253,7 @@ def _warning(guard: Guard, reference: int) -> str:
     names = {"nll": "NLL", "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "Matthews correlation"}
     unit = 1 if guard.metric == "nll" else 100
     name = f"{names[guard.metric]} is worse than at r={reference} by {-unit * guard.difference:.2g}"
-    return f"but its {name}, more than the margin's share"
+    return f"but its {name}, 95 % sure by more than the margin's share"
 
 
 def _doubling(chosen: RankExperiment, double: RankExperiment | None) -> Doubling | None:

@@ -72,7 +72,7 @@ def _over_the_others(
         directory = RunDirectory(path / "bases" / base)
         begun = (directory.path / "comparison.json").is_file()
         over.append(_run_over_one_base(other, directory, resume=begun, observe=observe))
-    notes = [_over_another(one.recommendation, comparison.recommendation, f"over {one.base}") for one in over]
+    notes = [over_another(one, comparison, f"over {one.base}") for one in over]
     comparison = replace(comparison, over=tuple(over), notes=(*comparison.notes, *notes))
     write_json(path / "experiments.json", comparison.to_dict())
     return comparison
@@ -230,15 +230,28 @@ def _publish(
 def _compared(choice: Choice, other: Answer, first: Answer) -> list[str]:
     """What a further scaling says, its own notes and whether the conclusion flips."""
     scaling = choice.config.scalings[0]
-    conclusion = _over_another(other.recommendation, first.recommendation, scaling)
-    return [conclusion, *(f"{scaling}: {note}" for note in other.notes if note not in first.notes)]
+    return [
+        over_another(other, first, scaling),
+        *(f"{scaling}: {note}" for note in other.notes if note not in first.notes),
+    ]
 
 
-def _over_another(its: Recommendation, mine: Recommendation, what: str) -> str:
-    """Whether the conclusion flips with another scaling or base."""
-    same = (its.status, its.rank) == (mine.status, mine.rank)
+def over_another(other: Answer | RankComparison, mine: Answer | RankComparison, what: str) -> str:
+    """Whether the conclusion flips with another scaling or base: whether a rank suffices for one and underfits for one.
+
+    That one of them cannot tell is no contradiction.
+    """
+    its = other.recommendation
+    # The first scaling's rows come first.
+    there, here = ({row.rank: row.verdict for row in reversed(one.experiments)} for one in (other, mine))
+    if any({there[rank], here[rank]} == {"sufficient", "underfits"} for rank in there.keys() & here.keys()):
+        conclusion = "flips"
+    elif (its.status, its.rank) == (mine.recommendation.status, mine.recommendation.rank):
+        conclusion = "is the same"
+    else:
+        conclusion = "is another, though nothing shown contradicts this one"
     rank = "no rank" if its.rank is None else f"r={its.rank}"
-    return f"{what}: the conclusion {'is the same' if same else 'flips'}: {its.status}, {rank}; {its.reason}"
+    return f"{what}: the conclusion {conclusion}: {its.status}, {rank}; {its.reason}"
 
 
 def _notes_on_looks(journal: Journal) -> list[str]:

@@ -106,12 +106,9 @@ def _of_clusters(
     `effects` are deviations from the mean. The variance is the jackknife's: of what the mean moves by where a cluster
     is left out.
     """
-    if groups is None:
-        sums, sizes = effects, np.ones(len(effects))
-    else:
-        _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        sums = np.bincount(members, weights=effects)
-    count = len(sizes)
+    each = np.arange(len(effects)) if groups is None else groups
+    _, members, sizes = np.unique(each, return_inverse=True, return_counts=True)
+    sums, count = np.bincount(members, weights=effects), len(sizes)
     if count == 1:
         return 1, None
     moves = sums / (len(effects) - sizes)

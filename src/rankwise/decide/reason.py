@@ -57,6 +57,11 @@ def _next_below(decision: Decision, below: RankVerdict, metric: Metric) -> str:
     loses = f"loses between {_between(loss.low, loss.high, metric)}"
     if below.verdict == "unresolved":
         told = f"whether r={below.rank} would do cannot be told: it {loses}"
+        if decision.margin is not None and loss.low > decision.margin:
+            return (
+                f"r={below.rank} {loses}, and is called too small only where every smaller rank is, which more seeds "
+                "would tell"
+            )
         return told if decision.growing else f"{told}; {_would_tell(decision.needed)}"
     if decision.status == "not_plateaued":
         return f"r={below.rank} {loses}: try r={2 * decision.verdicts[-1].rank} as well"

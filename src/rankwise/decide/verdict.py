@@ -139,7 +139,8 @@ def decide(
         told = smallest == 0 or verdicts[smallest - 1] == "underfits"
         status = "resolved" if told and len(ranks) > 1 and not growing else "unresolved"
     needed = None
-    if smallest and verdicts[smallest - 1] == "unresolved":
+    # Of one that loses more, and is not called too small because a smaller one cannot be told, no size would show it.
+    if smallest and verdicts[smallest - 1] == "unresolved" and not alone.above_zero(contrasts[smallest - 1]):
         needed = _needed(contrasts[smallest - 1], lost, confidence)
     return Decision(
         status=status,

@@ -41,8 +41,8 @@ class Needed:
 class Guard:
     """Another metric than the one that decided, at the recommended rank against the largest one.
 
-    `difference` is positive where the recommended rank is better; each limit alone is 95 % sure. `worse` where it loses
-    more than the margin's share of what the largest rank gains in this metric.
+    `difference` is positive where the recommended rank is better; each limit alone is 95 % sure. `worse` where it is
+    shown to lose more than the margin's share of what the largest rank gains in this metric.
     """
 
     metric: str

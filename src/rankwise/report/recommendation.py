@@ -20,7 +20,7 @@ def headline(recommendation: Recommendation) -> str:
     rank = recommendation.rank
     if rank is None:
         gained = recommendation.status != "no_gain"
-        return "No rank yet: the data cannot tell." if gained else "No rank: none gains over the base model."
+        return "No rank yet: the data cannot tell." if gained else "No rank: none is shown to gain over the base model."
     return {
         "resolved": f"Rank {rank} is enough.",
         "not_plateaued": f"Rank {rank} so far: a larger one may still gain.",
@@ -44,7 +44,11 @@ def _lines(recommendation: Recommendation) -> list[tuple[str, str]]:
 
 def _answer(recommendation: Recommendation) -> str:
     if recommendation.rank is None:
-        return "no gain: no rank can be named" if recommendation.status == "no_gain" else "unresolved: no rank yet"
+        return (
+            "no gain is shown: no rank can be named"
+            if recommendation.status == "no_gain"
+            else "unresolved: no rank yet"
+        )
     targets = recommendation.target_modules
     scaling = "alpha/sqrt(rank)" if recommendation.use_rslora else "alpha/rank"
     settings = (
