@@ -251,8 +251,38 @@ def test_an_interrupt_leaves_a_run_that_goes_on(place: Path) -> None:
         process.communicate()
     assert process.returncode == 130
     last = errors.splitlines()[-1]
-    assert last == "rankwise: interrupted; go on with: rankwise compare … --run runs/interrupted --resume"
+    assert last == "rankwise: interrupted; go on with: rankwise compare --run runs/interrupted --resume"
     assert "Traceback" not in errors
+
+
+def test_a_run_goes_on_with_the_options_it_was_begun_with(place: Path, terminal: Terminal) -> None:
+    terminal.succeed(*COMPARE, "--steps", "3", "--keep", "0.9", "--run", "runs/options")
+    before = kept(place / "runs/options")
+    terminal.succeed("compare", "--run", "runs/options", "--resume")
+    assert kept(place / "runs/options") == before
+    document = json.loads(
+        terminal.succeed("compare", "--run", "runs/options", "--resume", "--seeds", "3", "--margin", "0.1", "--json")
+    )
+    assert [row["seeds"] for row in document["experiments"]] == [3, 3]
+    assert document["recommendation"]["margin"] == 0.1
+    _, _, errors = terminal.run("compare", "--run", "runs/options", "--resume", "--steps", "4")
+    assert "runs/options belongs to another comparison: steps is 3 there and 4 here" in errors
+    assert terminal.run("compare", "--run", "runs/none", "--resume")[2] == (
+        "rankwise: runs/none is not a run directory, so there is nothing to resume; leave out --resume\n"
+    )
+
+
+def test_a_terminal_that_lacks_a_character_gets_the_answer(place: Path) -> None:
+    done = subprocess.run(
+        [*RANKWISE, *COMPARE, "--steps", "3", "--run", "runs/ascii"],
+        cwd=place,
+        env=environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-2]) == (0, "run      runs/ascii"), done.stderr
 
 
 def bad_input(place: Path, name: str) -> tuple[str, ...]:

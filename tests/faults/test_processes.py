@@ -51,7 +51,7 @@ def test_a_second_interrupt_changes_nothing(place: Path, pause: float) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == f"rankwise: interrupted; go on with: rankwise compare … --run {run} --resume"
+    assert errors.splitlines()[-1] == f"rankwise: interrupted; go on with: rankwise compare --run {run} --resume"
     assert errors.count("rankwise: ") == 1
     assert "Traceback" not in errors
     assert "Exception" not in errors

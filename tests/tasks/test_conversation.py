@@ -69,6 +69,19 @@ def test_what_is_learned_of_each_shape(row: dict[str, Any], text: str | None, pa
     assert text is None or whole == text
 
 
+@pytest.mark.parametrize("content", [None, "", "I add. "])
+def test_beside_a_call_of_a_tool_there_may_be_nothing_to_say(content: str | None) -> None:
+    calling = tokenizer(
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}.{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turn = {"role": "assistant", "content": content, "tool_calls": [call]}
+    _, parts = learned({"messages": [*said(("user", "one")), turn]}, calling)
+    assert parts == [(content or "") + '{"a": 1}.']
+
+
 def test_alpaca_without_a_template_is_alpacas_own_prompt() -> None:
     whole, parts = learned({"instruction": "add", "input": "1 2", "output": "3"}, tokenizer(None))
     assert parts == ["3[SEP]"]

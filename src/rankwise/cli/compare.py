@@ -35,7 +35,7 @@ def compare(
 
     rankwise compare --task docmatch --ranks 4,16 --steps 100 --max-length 32
     """
-    config = configured(file, options)
+    config = configured(file, options, begun=run if resume else None)
 
     from rankwise.cli.show import show_comparison, show_plan
 
@@ -44,7 +44,7 @@ def compare(
             raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
         show_plan(config, json=json)
     else:
-        again = f"rankwise compare{'' if file is None else f' {file}'} …"
+        again = "rankwise compare" + (f" --bases {','.join(config.bases)}" if config.bases else "")
         comparison = show_comparison(config, run=run, resume=resume, json=json, command=again)
         if require_resolved and comparison.recommendation.status != "resolved":
             raise typer.Exit(3)

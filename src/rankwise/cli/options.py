@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.config_file import read_config_file
+from rankwise.compare.config_file import read_begun, read_config_file
 from rankwise.errors import UserError
 
 _OF_COMMANDS = {"run", "resume", "plan", "json", "require_resolved", "examples", "params"}
@@ -42,9 +42,16 @@ def options_from_config(command: Callable[..., None], names: Collection[str] | N
     return with_options
 
 
-def configured(file: Path | None, options: Mapping[str, Any]) -> ComparisonConfig:
-    """The configuration of a file, where there is one, and of the options given on the command line, which override."""
-    values = {} if file is None else read_config_file(file)
+def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | None = None) -> ComparisonConfig:
+    """The configuration of a file, where there is one, and of the options given on the command line, which override.
+
+    Without a file, `begun` is a run that goes on with the options that it was begun with.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = read_config_file(file)
+    elif begun is not None:
+        values = read_begun(begun)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if of_commands := sorted(values.keys() & _OF_COMMANDS):
         names = ", ".join(name.replace("_", "-") for name in of_commands)

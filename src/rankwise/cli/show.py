@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
@@ -32,7 +33,7 @@ def show_comparison(
     except KeyboardInterrupt:
         ignore_interrupts()
         if (run / "comparison.json").is_file():
-            print(f"rankwise: interrupted; go on with: {command} --run {run} --resume", file=sys.stderr)
+            print(f"rankwise: interrupted; go on with: {command} --run {quote(str(run))} --resume", file=sys.stderr)
         raise
     if json:
         print_json(comparison.to_dict())

@@ -198,7 +198,8 @@ def _recommend(
         why = "; ".join([why, *(_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse)])
     smallest = min(of_rank)
     retained = of_rank[smallest].retained_nll is not None
-    forgets = "what is forgotten of other texts" + ("" if retained else ": not measured, --retain would")
+    measurable = config.task == "instruction" and not retained
+    forgets = "what is forgotten of other texts" + (": not measured, --retain would" if measurable else "")
     unknown = ["other tasks, data and base models", "longer training", forgets]
     if choice.following:
         unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")

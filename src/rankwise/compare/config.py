@@ -226,6 +226,8 @@ class ComparisonConfig:
         self._check_task()
         if self.address is not None and self.backend != "ray":
             raise UserError("address: only backend ray has one; leave it out, or give --backend ray")
+        if self.metric == "accuracy" and self.margin is not None and self.margin >= 1:
+            raise UserError(f"margin {self.margin:g} is all there is of an accuracy: 3 points are 0.03")
         if self.steps is not None and self.epochs is not None:
             raise UserError("steps and epochs are both given: leave one out")
 
@@ -290,6 +292,12 @@ class ComparisonConfig:
     def default(cls, name: str) -> Any:
         """An option's value where it is not given. Raises `KeyError` where there is no such option."""
         return {option.name: option.default for option in fields(cls)}[name]
+
+    @classmethod
+    def is_default(cls, name: str, value: Any) -> bool:
+        """Whether a value, of a configuration that was written down, is that of an option which is not given."""
+        default = cls.default(name)
+        return value in (None, []) or value == (list(default) if isinstance(default, tuple) else default)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str) -> ComparisonConfig:

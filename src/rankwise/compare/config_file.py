@@ -1,12 +1,14 @@
-"""The options of a comparison from a YAML file, which may come from somebody else."""
+"""The options of a comparison from a YAML file, which may come from somebody else, or from a run that goes on."""
 
 from __future__ import annotations
 
+import json
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import UserError, reason_of, shortened
+from rankwise.compare.config import ComparisonConfig
+from rankwise.errors import RunError, UserError, reason_of, shortened
 
 _LONGEST, _MOST_OPEN = 100_000, 50
 
@@ -40,7 +42,30 @@ def read_config_file(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
         if value is not None and _is_file(path.parent / value):
             values[name] = str(path.parent / value)
+    model = values.get("model")
+    if isinstance(model, str) and _is_file(path.parent / model / "config.json"):
+        values["model"] = str(path.parent / model)
     return values
+
+
+def read_begun(run: Path) -> dict[str, Any]:
+    """The options that a run was begun with, by their names; of several bases the first one's.
+
+    Raises `UserError` where there is no run, `RunError` where it is damaged.
+    """
+    file = run / "comparison.json"
+    if not file.is_file():
+        raise UserError(f"{run} is not a run directory, so there is nothing to resume; leave out --resume")
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8"))["config"])
+    except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise RunError(f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run") from error
+    # Running a model's own code is the user's word each time.
+    return {
+        name: value
+        for name, value in config.items()
+        if name != "trust_remote_code" and not ComparisonConfig.is_default(name, value)
+    }
 
 
 def _is_file(path: Path) -> bool:

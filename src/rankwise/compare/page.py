@@ -61,8 +61,7 @@ def command_of(config: Mapping[str, Any]) -> str:
     """The command that begins such a comparison, from its resolved options."""
     words = ["rankwise", "compare"]
     for name, value in config.items():
-        default = ComparisonConfig.default(name)
-        if value in (None, []) or value == (list(default) if isinstance(default, tuple) else default):
+        if ComparisonConfig.is_default(name, value):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -127,7 +127,8 @@ def _unusable(directory: Path, problems: Sequence[str]) -> UserError:
 def read_settings(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG_NAME
     if not file.is_file():
-        raise UserError(f"{directory} is not an adapter: it has no {CONFIG_NAME}")
+        run = " yet: the run in it has not ended" if (directory / "comparison.json").is_file() else ""
+        raise UserError(f"{directory} is not an adapter{run}: it has no {CONFIG_NAME}")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -49,12 +49,17 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, 
 def gpu_bytes(name: str) -> int:
     """Bytes of a GPU's memory: `rtx4090` or `4090`, `a100-80`, or a size such as `24GiB` or `40GB`.
 
+    >>> gpu_bytes("NVIDIA H100 80GB HBM3") == gpu_bytes("h100"), gpu_bytes("NVIDIA A100-SXM4-80GB") // 2**20
+    (True, 81920)
     >>> gpu_bytes("24GiB") == 24 * 2**30, gpu_bytes("40 GB"), gpu_bytes("RTX 4090") // 2**20, gpu_bytes("4090") // 2**20
     (True, 40000000000, 24564, 24564)
     """
-    key = re.sub(r"^(nvidia|geforce|amd)+", "", re.sub(r"[\s_]+", "", name.lower())).removesuffix("gb")
+    # As people say it, and as nvidia-smi does: NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3, Tesla T4, RTX A6000.
+    key = re.sub(r"nvidia|geforce|tesla|amd|generation|instinct|-?(sxm\d?|pcie|hbm\d?e?)|[\s_]+", "", name.lower())
+    key = key.removesuffix("gb")
     known = {_plain(gpu): mib for gpu, mib in _MEMORY_MIB.items()}
-    for spelling in (_plain(key), f"rtx{_plain(key)}"):
+    plain = _plain(key)
+    for spelling in (plain, f"rtx{plain}", plain.removeprefix("rtx"), plain.removesuffix("80")):
         if (mib := known.get(spelling)) is not None:
             return mib * _MIB
     size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|B|)\s*", name.upper())
@@ -63,7 +68,8 @@ def gpu_bytes(name: str) -> int:
         if count >= _MIB:
             return count
         raise UserError(f"gpu {name}: less than 1 MiB; write the unit, as in 24GiB")
-    near = difflib.get_close_matches(key, _MEMORY_MIB, cutoff=0.5) or list(_MEMORY_MIB)
+    beginning = [known for known in _MEMORY_MIB if key and known.startswith(key)]
+    near = beginning or difflib.get_close_matches(key, _MEMORY_MIB, cutoff=0.5) or list(_MEMORY_MIB)
     raise UserError(f"gpu {name!r} is not known: give its memory, as in 24GiB, or a name such as {', '.join(near)}")
 
 

@@ -149,7 +149,7 @@ def _render_messages(messages: list[Message], first: int, tokenizer: PreTrainedT
     turns = [index for index, message in enumerate(messages) if index >= first and message["role"] == "assistant"]
     if not turns:
         raise BadExample("there is no turn of the assistant")
-    if any(not messages[turn]["content"].strip() for turn in turns):
+    if any(not messages[turn]["content"].strip() and not _calls(messages[turn]) for turn in turns):
         raise BadExample("a turn of the assistant is empty")
     text = _templated(tokenizer, messages[: turns[-1] + 1])
     spans = []
@@ -200,6 +200,13 @@ def _messages(value: Any, column: str) -> list[Message]:
     value = _unpacked(value)
     if not isinstance(value, list) or not value:
         raise BadExample(f"{column} is not a list of messages")
+    # Beside a call of a tool there may be nothing to say.
+    value = [
+        message | {"content": message.get("content") or ""}
+        if isinstance(message, dict) and _calls(message)
+        else message
+        for message in value
+    ]
     for number, message in enumerate(value, start=1):
         for key in ("role", "content"):
             text = message.get(key) if isinstance(message, dict) else None
@@ -209,6 +216,12 @@ def _messages(value: Any, column: str) -> list[Message]:
                 raise BadExample(f"message {number} of {column} is not valid Unicode (half of a surrogate pair)")
     # What else a message has (reasoning, calls of tools) is the template's to write.
     return [{key: each for key, each in message.items() if each is not None} for message in value]
+
+
+def _calls(message: Message) -> bool:
+    """Whether a message calls tools."""
+    calls = message.get("tool_calls")
+    return isinstance(calls, list | tuple | np.ndarray) and len(calls) > 0
 
 
 def text_of(value: Any, column: str) -> str:

@@ -131,8 +131,11 @@ def drop_leaked(splits: Splits, *, keep: bool) -> tuple[Splits, list[str]]:
             of_group = np.isin(groups[split], np.concatenate([groups[other] for other in others])) & ~of_text
         leaked = of_text | of_group
         if leaked.all() and not keep:
-            which = "examples, or their groups," if of_group.any() else "examples"
-            raise UserError(f"all {total:,} {split} {which} also occur in {where}; give other {split} data")
+            which, more = "examples, or their groups,", ""
+            if not of_group.any():
+                which = "examples"
+                more = "; if they were cut from train, remove the copies, or keep them together with --group"
+            raise UserError(f"all {total:,} {split} {which} also occur in {where}; give other {split} data{more}")
         then = "kept, and reward memory" if keep else f"removed from {split}"
         for found, what in ((of_text, "also occur"), (of_group, "are of groups that also occur")):
             if found.any():
