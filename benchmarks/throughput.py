@@ -36,6 +36,7 @@ from rankwise.base.source import find_config
 from rankwise.lora.attach import attached
 from rankwise.records import Trial
 from rankwise.tasks.task import Ragged, Split, Task
+from rankwise.train.heap import keep_freed_memory
 from rankwise.train.loop import PackOptimizer, train_step
 from rankwise.train.settings import TrainingSettings
 
@@ -144,6 +145,8 @@ def main() -> None:
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)
     base = random_base(arguments.model, dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a comparison does; PEFT's side has it too
     task = random_task(base.model.config.vocab_size, arguments.length)
     tokens = arguments.batch_size * arguments.length
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ("PEFT", *arguments.packs)}
