@@ -150,7 +150,7 @@ class ComparisonConfig:
     )
     learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), parse_rates, "Learning rates tried at every rank.")
     full_learning_rates: tuple[float, ...] | None = _option(
-        None, parse_rates, "Fine-tune all weights as well, at these learning rates: the upper end of the comparison."
+        None, parse_rates, "Fine-tune all weights as well, at these learning rates, as another reference."
     )
     seeds: int = _option(3, whole_number(1), "How many seeds each rank and learning rate is trained with.")
     first_seed: int = _option(0, whole_number(0), "The first seed; the others follow it.")
