@@ -324,6 +324,7 @@ BAD = {
     "missing text": ((), "column 'sentence' has no value in 1 of 60 rows"),
     "rank 0": (("--ranks", "0,4"), "ranks: "),
     "negative rank": (("--ranks", "-4"), "ranks: '-4' is not a whole number of at least 1"),
+    "large batch": (("--batch-size", "5000"), "batch-size: 5,000 is more than the "),
     "large rank": (("--ranks", "4,100"), "rank 100 is more than any adapted layer has"),
     "duplicate rank": (("--ranks", "4,8,4"), "ranks: rank 4 given more than once"),
     "budget of a grid": (("--budget", "30m"), "budget: only strategy escalate has one"),

@@ -107,6 +107,10 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
     tell("reading data")
     tokenizer = load_tokenizer(model, trust_remote_code=config.trust_remote_code)
     task = _load_task(config, tokenizer)
+    if config.batch_size > len(task.train):
+        raise UserError(
+            f"batch-size: {config.batch_size:,} is more than the {len(task.train):,} training examples; give no more"
+        )
     tell("loading the base model")
     base = base_for(config, model, task)
     if config.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
