@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from scipy.stats import binomtest
+
 RESULTS = Path("benchmarks/results/fidelity.json")
 PAGE = Path("docs/fidelity.md")
 _BEGIN = "<!-- written by benchmarks.fidelity.page -->"
@@ -33,6 +35,9 @@ def sentence(way: str, record: Found) -> str:
     said = {"ladder": "the ladder's answer", "probe": "the rank that the probe named"}[way]
     seeds = "" if found["named"] == found["tasks"] else ", three seeds each,"
     places = f"one that the full grid allows in {found['same']} of {found['named']}"
+    if way == "ladder":  # the probe's are three a task, and so not independent
+        allowed = binomtest(found["same"], found["named"]).proportion_ci()
+        places += f" ({100 * allowed.low:.0f} to {100 * allowed.high:.0f} %, 95 % sure)"
     if found["same"] < found["named"]:
         further = found["named"] - found["same"] - found["neighbour"]
         places += f", next to that in {found['neighbour']}, further off in {further}"
