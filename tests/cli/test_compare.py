@@ -313,6 +313,7 @@ def bad_input(place: Path, name: str) -> tuple[str, ...]:
 
 BAD = {
     "missing file": (("--train", "absent.csv"), "absent.csv: no such file"),
+    "values without commas": (("--ranks", "2", "4"), "4: cannot be read (No such file or directory); several values"),
     "keep and margin": (("--keep", "0.9", "--margin", "0.1"), "keep and margin are both given: leave one out"),
     "missing column": (("--text", "sentences"), "no column 'sentences'; its columns are 'sentence', 'label'"),
     "missing group": (("--group", "document"), "no column 'document'; its columns are 'sentence', 'label'"),

@@ -82,6 +82,10 @@ def test_whatever_is_given_as_ranks_is_a_list_of_ranks_or_one_line(text: str) ->
         assert refusal(ranks=text).startswith("ranks: ")
 
 
+def test_a_model_may_be_a_path() -> None:
+    assert config(model=Path("some/model")).model == "some/model"
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [

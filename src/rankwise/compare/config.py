@@ -78,7 +78,7 @@ class ComparisonConfig:
 
     model: str = _option(
         "embedded",
-        parse_text,
+        lambda value: parse_text(str(value) if isinstance(value, Path) else value),
         "Hub id or directory of the base model; `embedded` is all-MiniLM-L6-v2, `embedded-lm` a small Llama made here.",
     )
     task: Literal["classification", "instruction", "docmatch", "docstrings"] = _option(

@@ -24,7 +24,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
             raise ValueError("a configuration is no longer than 100,000 characters, and no nest of brackets")
         values = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        # A number that stands alone is read as the file.
+        several = "; several values are written 4,8" if path.name[:1].isdecimal() and not path.suffix else ""
+        raise UserError(f"{path}: cannot be read ({error.strerror}){several}") from error
     # What YAML takes for a date or a number may be none, and PyYAML stumbles over each in its own way.
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = reason_of(error).replace(' in "<unicode string>",', " in")
