@@ -272,6 +272,16 @@ def test_a_run_goes_on_with_the_options_it_was_begun_with(place: Path, terminal:
     )
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": []}', '{"config": {"no option": 1}}'])
+def test_a_damaged_description_of_a_run_is_one_line(place: Path, terminal: Terminal, content: str) -> None:
+    run = place / "runs/damaged"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "comparison.json").write_text(content)
+    code, _, errors = terminal.run("compare", "--run", "runs/damaged", "--resume")
+    assert (code, len(errors.splitlines())) == (1, 1)
+    assert errors.startswith("rankwise: runs/damaged/comparison.json is damaged (")
+
+
 def test_a_terminal_that_lacks_a_character_gets_the_answer(place: Path) -> None:
     done = subprocess.run(
         [*RANKWISE, *COMPARE, "--steps", "3", "--run", "runs/ascii"],

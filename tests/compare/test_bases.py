@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.cli.options import configured
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.errors import UserError
@@ -37,13 +38,16 @@ def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: P
     assert sum(note.startswith("over int8: the conclusion ") for note in both.notes) == 1
     assert "--bases float32,int8" in (both.run / "report.html").read_text()
     assert "--quantize int8" in (over.run / "report.html").read_text()
+    # The first base's options are the run's, and give way to its bases.
+    again = configured(None, {"bases": "float32,int8"}, begun=both.run)
+    assert again.to_dict() == config.to_dict()
     document = json.loads((both.run / "experiments.json").read_text())
     assert [one["base"] for one in document["over"]] == ["int8"]
     alone = run_rank_comparison(replace(config, bases=None, quantize="int8"), run=tmp_path / "alone")
     assert numbers(alone.run) == numbers(over.run)
     assert [row.nll for row in over.experiments] != [row.nll for row in both.experiments]
-    again = run_rank_comparison(config, run=tmp_path / "both", resume=True)
-    assert [row.nll for row in again.over[0].experiments] == [row.nll for row in over.experiments]
+    resumed = run_rank_comparison(again, run=tmp_path / "both", resume=True)
+    assert [row.nll for row in resumed.over[0].experiments] == [row.nll for row in over.experiments]
 
 
 @pytest.mark.parametrize(

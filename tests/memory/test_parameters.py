@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     DebertaConfig,
@@ -73,7 +74,9 @@ _SMALL = {
         pytest.param(
             DebertaConfig(**_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
             {"target_modules": "all-linear", "bias": "all"},
-            marks=pytest.mark.skipif(version("peft") < "0.21", reason="PEFT took such parameters for biases"),
+            marks=pytest.mark.skipif(
+                Version(version("peft")) < Version("0.21"), reason="PEFT took such parameters for biases"
+            ),
         ),
     ],
 )

@@ -56,7 +56,7 @@ def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | N
     if of_commands := sorted(values.keys() & _OF_COMMANDS):
         names = ", ".join(name.replace("_", "-") for name in of_commands)
         raise UserError(f"{file}: {names}: no option of a comparison, but of a command; leave it out of the file")
-    for pair in (("steps", "epochs"), ("keep", "margin")):
+    for pair in (("steps", "epochs"), ("keep", "margin"), ("bases", "dtype"), ("bases", "quantize")):
         if given := options.keys() & pair:
             values = {name: value for name, value in values.items() if name in given or name not in pair}
     return ComparisonConfig.from_mapping(

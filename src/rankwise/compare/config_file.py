@@ -55,19 +55,20 @@ def read_begun(run: Path) -> dict[str, Any]:
 
     Raises `UserError` where there is no run, `RunError` where it is damaged.
     """
+    from rankwise.compare.directory import DAMAGE, RunDirectory
+
+    RunDirectory(run).check_free(resume=True)
     file = run / "comparison.json"
-    if not file.is_file():
-        raise UserError(f"{run} is not a run directory, so there is nothing to resume; leave out --resume")
     try:
-        config = dict(json.loads(file.read_text(encoding="utf-8"))["config"])
-    except (OSError, LookupError, RecursionError, TypeError, ValueError) as error:
+        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+        # Running a model's own code is the user's word each time.
+        return {
+            name: value
+            for name, value in config.items()
+            if name != "trust_remote_code" and not ComparisonConfig.is_default(name, value)
+        }
+    except (OSError, *DAMAGE) as error:
         raise RunError(f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run") from error
-    # Running a model's own code is the user's word each time.
-    return {
-        name: value
-        for name, value in config.items()
-        if name != "trust_remote_code" and not ComparisonConfig.is_default(name, value)
-    }
 
 
 def _is_file(path: Path) -> bool:
