@@ -30,6 +30,16 @@ def test_evaluations_are_even_and_end_with_the_last_step(steps: int, evaluations
     assert max(gaps) - min(gaps) <= 1
 
 
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_rungs_begin_with_the_evaluation_at_half_of_the_way_however_it_was_rounded(
+    steps: int, evaluations: int
+) -> None:
+    settings = TrainingSettings(steps=steps, evaluations=evaluations)
+    count = min(steps, evaluations)
+    halves = [position for position in range(1, count + 1) if 2 * position >= count]
+    assert settings.rungs == tuple(settings.evaluation_steps[position - 1] for position in halves)
+
+
 @given(st.floats(0.01, 10), st.integers(1, 1000), st.integers(1, 64), st.integers(1, 4))
 def test_steps_of_epochs_see_every_example_that_often(
     epochs: float, examples: int, batch_size: int, accumulation: int
