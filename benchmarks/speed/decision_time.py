@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--evaluations", type=int, default=2, help="of validation; default: %(default)s")
     parser.add_argument("--length", type=int, default=32, help="tokens of a text at most; default: %(default)s")
     parser.add_argument("--examples", type=int, help="at most so many of each split, to try it; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="Optuna's studies; default: %(default)s")
@@ -74,6 +75,7 @@ def main() -> None:
         learning_rates=(1e-3, 2e-3),
         seeds=options.seeds,
         steps=options.steps,
+        evaluations=options.evaluations,
         max_length=options.length,
         max_train_examples=options.examples,
         max_validation_examples=options.examples,
