@@ -75,14 +75,15 @@ class Pack:
 
     def take_grads(self) -> list[Tensor]:
         """Each trial's gradient since the last call, laid out as its row."""
-        grads = []
-        heads = _taken(self.views_of_heads.values(), self.heads)
+        grads = [torch.empty_like(row) for row in self.rows]
+        of_heads = _taken(self.views_of_heads.values(), self.heads)
         for group in self.groups:
             of_a, of_b = _taken(group.views_of_a, group.a), _taken(group.views_of_b, group.b)
-            for index, a, b in zip(range(*group.trials.indices(len(self.trials))), of_a, of_b, strict=True):
-                rank = self.trials[index].rank
-                parts = [a[:rank].float() * self.trials[index].scaling, b[:rank].float(), heads[index]]
-                grads.append(torch.cat([part.flatten() for part in parts]))
+            for slot, index in enumerate(range(*group.trials.indices(len(self.trials)))):
+                a, b, heads = self._split(index, grads[index])
+                a.copy_(of_a[slot, : len(a)]).mul_(self.trials[index].scaling)
+                b.copy_(of_b[slot, : len(b)])
+                heads.copy_(of_heads[index])
         return grads
 
     def named(self, index: int, row: Tensor) -> State:
