@@ -40,6 +40,7 @@ def answered(
     config: ComparisonConfig = CONFIG,
     nll: dict[int, float] | None = None,
     classes: bool = True,
+    groups: np.ndarray | None = None,
 ) -> Answer:
     losses, baseline = comparison(np.random.default_rng(0), excess, examples=EXAMPLES, seeds=SEEDS)
     scores = {
@@ -55,7 +56,7 @@ def answered(
         for trial in trials
     }
     rank_0 = scored(baseline[None], predicted(0.5, 0, seeds=1), classes=classes)
-    data = TestData(LABELS, 2, None) if classes else TestData(np.zeros_like(LABELS), 0, None)
+    data = TestData(LABELS, 2, groups) if classes else TestData(np.zeros_like(LABELS), 0, None)
     return answer(Choice(config, results, by_rank, math.inf), scores, rank_0, data, TAKEN, "200 steps of 8", None, {})
 
 
@@ -139,6 +140,17 @@ def test_what_is_not_known_is_told() -> None:
     assert "ranks below 4" in answered((0.0, 0.0, 0.0)).recommendation.unknown
     assert "ranks below 4" not in answered().recommendation.unknown
     assert any("forgotten" in each for each in answered().recommendation.unknown)
+
+
+def test_few_groups_of_examples_may_have_none_of_a_rare_kind() -> None:
+    of_four = np.arange(EXAMPLES) // 4
+    told = "losses on rare examples: 100 test groups of examples may have none of a kind that is 3 % of all"
+    assert answered(groups=of_four).recommendation.unknown[0] == told
+    # The reference loses nothing to itself.
+    reference = answered((0.2, 0.2, 0.0), groups=of_four).recommendation
+    assert reference.rank == 16
+    assert not any("rare" in each for each in reference.unknown)
+    assert not any("rare" in each for each in answered().recommendation.unknown)
 
 
 def test_no_gain_has_no_rank_and_nothing_to_train_with() -> None:

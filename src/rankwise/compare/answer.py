@@ -24,15 +24,17 @@ from rankwise.records import (
     Scores,
     StopReason,
     Trial,
+    loss_in,
 )
 from rankwise.tasks.task import Task
 
 _OF_CLASSES = {"macro_f1": macro_f1, "mcc": matthews}
+_FEW = 200  # test examples: with fewer, a loss that falls on few of them is often not seen (docs/decision.md)
 
 
 @dataclass(frozen=True)
 class TestData:
-    """What the test split knows of its examples: labels, none in instruction tuning, and clusters if there are any."""
+    """What the test split knows of its examples: labels, all 0 in instruction tuning, and clusters if there are any."""
 
     __test__ = False
 
@@ -43,6 +45,11 @@ class TestData:
     @classmethod
     def of(cls, task: Task) -> TestData:
         return cls(task.test.labels, len(task.labels), task.test.groups)
+
+    @property
+    def independent(self) -> int:
+        """How many groups of examples there are, or examples where these are in none."""
+        return len(self.labels) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -158,15 +165,12 @@ def judge(
     confidence: float = CONFIDENCE,
 ) -> Decision:
     """The verdicts on ranks by their finite scores, in the metric that decides."""
-    of_nll = choice.config.metric == "nll"
+    metric = choice.config.metric
 
     def losses(of: Scores) -> np.ndarray:
-        return of.nll if of_nll else 1 - data.values("accuracy", of)
+        return loss_in(metric, nll=of.nll, accuracy=data.values("accuracy", of))
 
-    curves = [
-        [[one.nll if of_nll else 1 - one.accuracy for one in result.evaluations] for result in choice.trained(rank)]
-        for rank in scores
-    ]
+    curves = [[[one.loss(metric) for one in result.evaluations] for result in choice.trained(rank)] for rank in scores]
     return decide(
         np.stack([losses(of) for of in scores.values()]),
         losses(baseline)[0],
@@ -205,6 +209,8 @@ def _recommend(
         unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")
     if decision.rank == smallest:
         unknown.insert(0, f"ranks below {smallest}")
+    if decision.rank not in (None, decision.verdicts[-1].rank) and data.independent < _FEW:
+        unknown.insert(0, _rare(data))
     return Recommendation(
         status=decision.status,
         rank=decision.rank,
@@ -248,6 +254,13 @@ def _guards(
         worse = difference.high is not None and difference.high < -allowed
         guards.append(Guard(metric, difference.mean, difference.low, difference.high, worse=worse))
     return tuple(guards)
+
+
+def _rare(data: TestData) -> str:
+    """By the rule of three: n examples lack with 5 % what 3/n of all are. Hanley & Lippman-Hand 1983, JAMA 249."""
+    what = "examples" if data.groups is None else "groups of examples"
+    of_all = f"{300 / data.independent:.2g} % of all"
+    return f"losses on rare examples: {data.independent} test {what} may have none of a kind that is {of_all}"
 
 
 def _warning(guard: Guard, reference: int) -> str:

@@ -45,7 +45,7 @@ class Evidence:
         tails = [result.train_nll[-math.ceil(len(result.train_nll) / 10) :] for result in results]
         nll = fmean(one.nll for one in last)
         return cls(
-            losses=tuple(one.nll if metric == "nll" else 1 - one.accuracy for one in last),
+            losses=tuple(one.loss(metric) for one in last),
             nll=nll,
             train_nll=fmean(fmean(tail) for tail in tails),
             rising=nll > fmean(one.nll for one in before),
@@ -73,8 +73,7 @@ class Scale:
         """The loss called nothing, in the metric: absolute, or a share of what the largest rank so far gains."""
         if self.margin.absolute is not None:
             return self.margin.absolute
-        rank_0 = self.baseline.nll if self.metric == "nll" else 1 - self.baseline.accuracy
-        return (1 - self.margin.keep) * max(0.0, rank_0 - largest.loss)
+        return (1 - self.margin.keep) * max(0.0, self.baseline.loss(self.metric) - largest.loss)
 
     def train_delta(self, largest: Evidence) -> float:
         """The same for training losses, which are in nats whatever decides."""

@@ -39,7 +39,7 @@ from rankwise.records.spectrum import (
     ResizedAdapter,
     ResizedModule,
 )
-from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus, scaling_of
+from rankwise.records.trial import Evaluation, Scores, Trial, TrialResult, TrialStatus, loss_in, scaling_of
 
 __all__ = [
     "AccuracyOf",
@@ -81,5 +81,6 @@ __all__ = [
     "TrialResult",
     "TrialStatus",
     "Verdict",
+    "loss_in",
     "scaling_of",
 ]

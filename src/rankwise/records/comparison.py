@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rankwise.records.plain import plain, record_of
-from rankwise.records.recommendation import Recommendation, Verdict
+from rankwise.records.recommendation import Metric, Recommendation, Verdict
 from rankwise.records.shown import Shown
+from rankwise.records.trial import loss_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +71,10 @@ class Baseline:
     accuracy: float
     nll: float
     retained_nll: float | None = None
+
+    def loss(self, metric: Metric) -> float:
+        """In the metric that decides; less is better."""
+        return loss_in(metric, nll=self.nll, accuracy=self.accuracy)
 
 
 @dataclass(frozen=True)

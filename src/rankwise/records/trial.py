@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+
+from rankwise.records.recommendation import Metric
 
 if TYPE_CHECKING:
     import numpy as np
+
+Numbers = TypeVar("Numbers", float, "np.ndarray")
+
+
+def loss_in(metric: Metric, *, nll: Numbers, accuracy: Numbers) -> Numbers:
+    """What decides, as something of which less is better: the NLL, or the share of wrong answers.
+
+    >>> loss_in("accuracy", nll=0.5, accuracy=0.75)
+    0.25
+    """
+    return nll if metric == "nll" else 1 - accuracy
 
 
 def scaling_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
@@ -54,6 +67,10 @@ class Evaluation:
     step: int
     nll: float
     accuracy: float
+
+    def loss(self, metric: Metric) -> float:
+        """In the metric that decides; less is better."""
+        return loss_in(metric, nll=self.nll, accuracy=self.accuracy)
 
 
 @dataclass(frozen=True)
