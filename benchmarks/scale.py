@@ -148,7 +148,7 @@ class Watch:
 
     def take(self, event: object) -> None:
         from rankwise.compare.backends import Workers
-        from rankwise.compare.training import Planned
+        from rankwise.compare.observer import Planned
 
         if isinstance(event, Planned):
             self.legs.append(time.monotonic())

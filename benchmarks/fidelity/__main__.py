@@ -29,13 +29,16 @@ import torch
 from benchmarks.fidelity.tasks import RANKS, tasks
 from benchmarks.validity.record import write_record
 from rankwise import ComparisonConfig, RankComparison, probe_ranks, run_rank_comparison
+from rankwise.compare.backends import Local
 from rankwise.compare.cut import cut_losses
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale
 from rankwise.compare.journal import Journal, validation_baseline
 from rankwise.compare.ladder import knee
+from rankwise.compare.observer import ignore
 from rankwise.compare.prepare import Prepared, prepare
 from rankwise.compare.scoring import read_stacked
+from rankwise.compare.under_way import Run
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import Margin
 from rankwise.records import Trial
@@ -161,10 +164,11 @@ def _cut_ranks(prepared: Prepared, ladder: RankComparison, journal: Journal) -> 
     results = directory.results(journal)
     scale = Scale(config.metric, Margin(config.keep, config.margin), validation_baseline(journal), chance=0.0)
     ranks = []
+    run = Run(prepared, directory, journal, Local(prepared), ignore)
     for seed in config.seed_numbers:
         trial: Trial = config.trial(largest, rate, seed)
         best = Evidence.of([results[trial]], config.metric)
-        losses = cut_losses(prepared, directory, journal, [trial], smaller, lambda text: None)
+        losses = cut_losses(run, [trial], smaller)
         lost = {rank: loss - best.losses[0] for rank, loss in losses.items()}
         ranks.append(knee(config.ranks, lost, scale.delta(best)))
     return ranks

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, run_rank_comparison
 from rankwise.compare.backends import Workers
-from rankwise.compare.training import Planned
+from rankwise.compare.observer import Planned
 from rankwise.records import Evaluation, Trial
 from rankwise.tasks.task import Task
 from rankwise.train.loop import StepReport

@@ -24,11 +24,11 @@ from rankwise.base.model import BaseModel
 from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
 from rankwise.compare.journal import Journal
+from rankwise.compare.observer import Planned
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import disk_bytes, prepare
 from rankwise.compare.run import over_another
 from rankwise.compare.schedule import most_rates
-from rankwise.compare.training import Planned
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
 from rankwise.records import Baseline, Trial, Verdict

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
-from rankwise.compare.training import read_trained, state_digest
+from rankwise.compare.training import read_written, state_digest
 from rankwise.errors import RunError, UserError
 from rankwise.lora.attach import attached
 from rankwise.lora.peft_io import write_adapter
@@ -69,14 +69,14 @@ def some_checkpoint(directory: Path) -> tuple[Path, Callable[[], Any]]:
 
 
 def some_adapter(directory: Path) -> tuple[Path, Callable[[], Any]]:
-    base, run, journal = load_case("bert", directory / "model"), RunDirectory(directory), Journal(directory / "journal")
-    targets, path = targets_of(base, ["value"]), run.trial(TRIAL) / "adapter"
+    base, path = load_case("bert", directory / "model"), directory / "adapter"
+    targets = targets_of(base, ["value"])
     state = random_state(base, TRIAL, targets)
     write_adapter(path, base, TRIAL, state, targets)
-    journal.append("trained", sha256={TRIAL.id: state_digest(state)})
+    sha256 = state_digest(state)
 
     def read() -> Any:
-        return {name: tensor.tolist() for name, tensor in read_trained(base, targets, run, journal, TRIAL).items()}
+        return {name: tensor.tolist() for name, tensor in read_written(path, base, targets, sha256).items()}
 
     return path / "adapter_model.safetensors", read
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rankwise.compare.observer import Planned
 from rankwise.compare.schedule import Leg
-from rankwise.compare.training import Planned
 from rankwise.records import Evaluation, Trial
 from rankwise.train.loop import StepReport
 

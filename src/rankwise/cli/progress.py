@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.observer import Observer, Stage
-from rankwise.compare.training import Planned
+from rankwise.compare.observer import Observer, Stage, Told
 from rankwise.progress.board import Board, Row
 from rankwise.report.text import DASH, nll_text
 from rankwise.train.loop import StepReport
@@ -75,7 +74,7 @@ class PlainLines:
     board: Board
     told: float = 0.0
 
-    def __call__(self, event: Stage | Planned | StepReport | Workers) -> None:
+    def __call__(self, event: Told) -> None:
         self.board.take(event)
         now = time.monotonic()
         goes_on = isinstance(event, StepReport | Workers) or (isinstance(event, Stage) and event.share is not None)

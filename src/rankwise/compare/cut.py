@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from torch.nn.functional import pad
 
 from rankwise.base.shapes import LinearLayer
-from rankwise.compare.directory import RunDirectory
-from rankwise.compare.journal import Event, Journal
+from rankwise.compare.journal import Event
 from rankwise.compare.plan import divide
-from rankwise.compare.prepare import Prepared
 from rankwise.compare.training import read_trained
+from rankwise.compare.under_way import Run
 from rankwise.lora.attach import State, attached, factor_names
-from rankwise.records import Evaluation, Trial
+from rankwise.records import Evaluation, Trial, loss_in
 from rankwise.spectrum.adapter import one_thread, truncated
 from rankwise.train.loop import evaluate
 
 
-def cut_losses(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    trials: Sequence[Trial],
-    ranks: Sequence[int],
-    tell: Callable[[str], None],
-) -> dict[int, float]:
+def cut_losses(run: Run, trials: Sequence[Trial], ranks: Sequence[int]) -> dict[int, float]:
     """Mean losses on validation, over `trials` (of one rank, one a seed), of each of them cut to each of the `ranks`.
 
     In the metric that decides. The journal keeps them.
     """
     ids = [trial.id for trial in trials]
-    known = [event for event in journal.of("cut") if (event["trials"], event["ranks"]) == (ids, list(ranks))]
-    found = known[-1] if known else _score(prepared, directory, journal, trials, ranks, tell)
-    losses = found["nll"] if prepared.config.metric == "nll" else [1 - accuracy for accuracy in found["accuracy"]]
-    return dict(zip(ranks, losses, strict=True))
-
-
-def _score(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    trials: Sequence[Trial],
-    ranks: Sequence[int],
-    tell: Callable[[str], None],
-) -> Event:
-    tell(f"cutting rank {trials[0].rank} to smaller ones")
-    started = time.monotonic()
-    base, targets = prepared.base, prepared.targets
-    ordered = {
-        trial.seed: (trial, in_order(read_trained(base, targets, directory, journal, trial), targets))
-        for trial in trials
+    known = [event for event in run.journal.of("cut") if (event["trials"], event["ranks"]) == (ids, list(ranks))]
+    found = known[-1] if known else _score(run, trials, ranks)
+    return {
+        rank: loss_in(run.prepared.config.metric, nll=nll, accuracy=accuracy)
+        for rank, nll, accuracy in zip(ranks, found["nll"], found["accuracy"], strict=True)
     }
+
+
+def _score(run: Run, trials: Sequence[Trial], ranks: Sequence[int]) -> Event:
+    run.tell(f"cutting rank {trials[0].rank} to smaller ones")
+    started = time.monotonic()
+    prepared, base, targets = run.prepared, run.prepared.base, run.prepared.targets
+    ordered = {trial.seed: (trial, in_order(read_trained(run, trial), targets)) for trial in trials}
     rate = trials[0].learning_rate
     smaller = [prepared.config.trial(rank, rate, seed) for seed in ordered for rank in ranks]
     evaluations: dict[int, list[Evaluation]] = {rank: [] for rank in ranks}
@@ -65,7 +49,7 @@ def _score(
             scored = evaluate(pack.base, len(pack.trials), prepared.task, prepared.settings.steps)
             for trial, evaluation in zip(pack.trials, scored, strict=True):
                 evaluations[trial.rank].append(evaluation)
-    journal.append(
+    run.journal.append(
         "cut",
         trials=[trial.id for trial in trials],
         ranks=list(ranks),
@@ -73,7 +57,7 @@ def _score(
         accuracy=[fmean(one.accuracy for one in evaluations[rank]) for rank in ranks],
         seconds=time.monotonic() - started,
     )
-    return journal.events[-1]
+    return run.journal.events[-1]
 
 
 def in_order(state: State, targets: Sequence[LinearLayer]) -> State:

@@ -16,25 +16,21 @@ import numpy as np
 
 from rankwise.compare.directory import RETAINED, RunDirectory
 from rankwise.compare.forgetting import NOTHING_RETAINED, forgotten
-from rankwise.compare.journal import Event, Journal
-from rankwise.compare.prepare import Prepared, Tell
+from rankwise.compare.journal import Event
 from rankwise.compare.scoring import read_stacked
+from rankwise.compare.under_way import Run
 from rankwise.decide.interval import share_interval
 from rankwise.records import FullFineTuning
 from rankwise.train.full import fine_tune
 
 
-def fine_tune_in_full(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Tell
-) -> tuple[FullFineTuning | None, list[str]]:
+def fine_tune_in_full(run: Run) -> tuple[FullFineTuning | None, list[str]]:
     """The row of full fine-tuning, and notes on it; no row where none was asked for, or all diverged."""
-    rates = prepared.config.full_learning_rates
+    config = run.prepared.config
+    rates = config.full_learning_rates
     if rates is None:
         return None, []
-    done = {
-        rate: [_fine_tuned(prepared, directory, journal, rate, seed, tell) for seed in prepared.config.seed_numbers]
-        for rate in rates
-    }
+    done = {rate: [_fine_tuned(run, rate, seed) for seed in config.seed_numbers] for rate in rates}
     trained = {rate: events for rate, events in done.items() if all(one["status"] == "trained" for one in events)}
     if not trained:
         return None, ["full fine-tuning diverged at every learning rate; add lower --full-learning-rates"]
@@ -46,14 +42,12 @@ def fine_tune_in_full(
             f"full fine-tuning: the best learning rate, {best:g}, is the {edges[best]} that was tried; "
             "one beyond it may be better"
         )
-    return _row(prepared, directory, best, trained[best]), notes
+    return _row(run, best, trained[best]), notes
 
 
-def _fine_tuned(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, rate: float, seed: int, tell: Tell
-) -> Event:
+def _fine_tuned(run: Run, rate: float, seed: int) -> Event:
     """One full fine-tuning, which is trained where the journal's last of it is not with these texts."""
-    task = prepared.task
+    directory, journal, task, settings = run.directory, run.journal, run.prepared.task, run.prepared.settings
     known: dict[str, Any] = {
         "id": f"full-lr{rate!r}-s{seed}",
         "examples": len(task.test),
@@ -65,9 +59,9 @@ def _fine_tuned(
     started = time.monotonic()
 
     def told(step: int) -> None:
-        tell(f"full fine-tuning: learning rate {rate:g}, seed {seed}", step / prepared.settings.steps)
+        run.tell(f"full fine-tuning: learning rate {rate:g}, seed {seed}", step / settings.steps)
 
-    tuned = fine_tune(prepared.base, task, rate, seed, prepared.settings, told)
+    tuned = fine_tune(run.prepared.base, task, rate, seed, settings, told)
     path = _path(directory, known["id"])
     directory.write_curve(path, tuned.train_nll, tuned.evaluations)
     directory.write_scores(path, task.test, tuned.test)
@@ -86,8 +80,8 @@ def _fine_tuned(
     return journal.events[-1]
 
 
-def _row(prepared: Prepared, directory: RunDirectory, rate: float, events: Sequence[Event]) -> FullFineTuning:
-    task = prepared.task
+def _row(run: Run, rate: float, events: Sequence[Event]) -> FullFineTuning:
+    directory, task = run.directory, run.prepared.task
     paths = [_path(directory, event["id"]) for event in events]
     scores = read_stacked(directory, paths)
     accuracy = share_interval(scores.correct.astype(np.float64), groups=task.test.groups)
@@ -103,7 +97,7 @@ def _row(prepared: Prepared, directory: RunDirectory, rate: float, events: Seque
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
         nll=float(scores.nll.mean(dtype=np.float64)),
-        training_time_seconds=median(event["step_seconds"] for event in events) * prepared.settings.steps,
+        training_time_seconds=median(event["step_seconds"] for event in events) * run.prepared.settings.steps,
         peak_memory_bytes=int(median(peaks)) if peaks else None,
         seeds=len(events),
         **forgets,

@@ -1,12 +1,14 @@
-"""Whom a comparison tells how it goes."""
+"""Whom a comparison tells how it goes, and of what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.training import Planned
+from rankwise.compare.schedule import Leg
+from rankwise.records import Trial
 from rankwise.train.loop import StepReport
 
 
@@ -18,7 +20,21 @@ class Stage:
     share: float | None = None
 
 
-Observer = Callable[[Stage | Planned | StepReport | Workers], None]
+@dataclass(frozen=True)
+class Planned:
+    """A leg begins, without the trials that an earlier start of the run has trained; `steps` are those to the end.
+
+    A trial sees `examples_per_step`. `dropped` are the trials whose learning rates go no further.
+    """
+
+    leg: Leg
+    steps: int
+    examples_per_step: int
+    dropped: tuple[Trial, ...]
+
+
+Told: TypeAlias = Stage | Planned | StepReport | Workers
+Observer: TypeAlias = Callable[[Told], None]
 
 
 def ignore(event: object) -> None:

@@ -16,23 +16,24 @@ import numpy as np
 from safetensors import SafetensorError
 
 from rankwise.compare.answer import Answer, Taken, TestData, answer
-from rankwise.compare.backends import Backend, Workers, backend_for, cluster
+from rankwise.compare.backends import backend_for, cluster
 from rankwise.compare.choice import Choice, choose
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
-from rankwise.compare.growth import Grown, grow
+from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal, validation_baseline
-from rankwise.compare.observer import Observer, Stage, ignore
+from rankwise.compare.observer import Observer, Stage, Told, ignore
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
-from rankwise.compare.training import Planned, step_costs, train
+from rankwise.compare.training import step_costs, train
+from rankwise.compare.under_way import Run
 from rankwise.errors import RunError, UserError, reason_of
-from rankwise.records import Baseline, RankComparison, Recommendation
+from rankwise.records import Baseline, RankComparison, Recommendation, Scores, StopReason
 from rankwise.train.cost import StepCost
 from rankwise.train.failure import device_failure_told, out_of_memory_told
 from rankwise.train.loop import StepReport
@@ -92,7 +93,8 @@ def _run_over_one_base(
             _resumable(directory),
             closing(backend_for(prepared)) as backend,
         ):
-            comparison = _compare(prepared, directory, journal, _told(observe, reporting), reporting, backend)
+            run = Run(prepared, directory, journal, backend, _told(observe, reporting))
+            comparison = _compare(run, reporting)
             reporting.conclude(comparison)
             return comparison
 
@@ -110,7 +112,7 @@ def _reporting(prepared: Prepared, directory: RunDirectory, journal: Journal) ->
 def _told(observe: Observer, reporting: Reporting) -> Observer:
     """`observe`, and the trackers with it."""
 
-    def both(event: Stage | Planned | StepReport | Workers) -> None:
+    def both(event: Told) -> None:
         observe(event)
         if isinstance(event, StepReport):
             reporting.step(event)
@@ -118,58 +120,32 @@ def _told(observe: Observer, reporting: Reporting) -> Observer:
     return both
 
 
-def _compare(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    observe: Observer,
-    reporting: Reporting,
-    backend: Backend,
-) -> RankComparison:
-    def tell(text: str, share: float | None = None) -> None:
-        observe(Stage(text, share))
-
-    baseline = score_baseline(prepared, directory, journal, tell)
-    grown = Grown(prepared, None, ())
-    if prepared.config.strategy != "grid":
-        grown = grow(prepared, directory, journal, observe, tell, backend)
-        prepared = grown.prepared
-    costs = step_costs(prepared, journal, tell)
-    results = train(prepared, directory, journal, costs, observe, backend)
+def _compare(run: Run, reporting: Reporting) -> RankComparison:
+    baseline = score_baseline(run)
+    grown = grow(run)
+    run = grown.run
+    prepared, directory, journal = run.prepared, run.directory, run.journal
+    costs = step_costs(run)
+    results = train(run, costs)
     reporting.settle(results)
     rank_0_nll = validation_baseline(journal).nll
     choices = [choose(one, results, rank_0_nll) for one in prepared.config.each_scaling]
-    score_trials(prepared, directory, journal, [trial for choice in choices for trial in choice.trials], tell)
-
-    full, notes_on_full = fine_tune_in_full(prepared, directory, journal, tell)
-
-    data, taken = TestData.of(prepared.task), _taken(prepared, costs)
-    retained = prepared.task.retained
-    before = None if retained is None else read_stacked(directory, [directory.baseline], RETAINED)
-    answers = []
-    for choice in choices:
-        paths = {rank: [directory.trial(trial) for trial in trials] for rank, trials in choice.by_rank.items()}
-        scores = {rank: read_stacked(directory, of_rank) for rank, of_rank in paths.items()}
-        forgets = {}
-        if retained is not None and before is not None:
-            forgets = {
-                rank: forgotten(before, read_stacked(directory, of_rank, RETAINED), retained.groups)
-                for rank, of_rank in paths.items()
-            }
-        answers.append(answer(choice, scores, baseline, data, taken, _held(prepared), grown.stopped, forgets))
-    first, *others = answers
-    _publish(prepared, directory, journal, choices[0], first.recommendation)
+    score_trials(run, [trial for choice in choices for trial in choice.trials])
+    full, notes_on_full = fine_tune_in_full(run)
+    retained = None if prepared.task.retained is None else read_stacked(directory, [directory.baseline], RETAINED)
+    first, *others = (_answered(run, choice, baseline, retained, costs, grown.stopped) for choice in choices)
+    _publish(run, choices[0], first.recommendation)
     comparison = RankComparison(
         run=directory.path,
         model=prepared.config.model,
         base=prepared.base.stored_as,
         task=prepared.task.name,
         accuracy_of=prepared.task.accuracy_of,
-        experiments=tuple(row for one in answers for row in one.experiments),
+        experiments=tuple(row for one in (first, *others) for row in one.experiments),
         baseline=Baseline(
             accuracy=float(baseline.correct.mean(dtype=np.float64)),
             nll=float(baseline.nll.mean(dtype=np.float64)),
-            retained_nll=None if before is None else float(before.nll.mean(dtype=np.float64)),
+            retained_nll=None if retained is None else float(retained.nll.mean(dtype=np.float64)),
         ),
         recommendation=first.recommendation,
         alternatives=tuple(other.recommendation for other in others),
@@ -191,6 +167,28 @@ def _compare(
     return comparison
 
 
+def _answered(
+    run: Run,
+    choice: Choice,
+    baseline: Scores,
+    retained: Scores | None,
+    costs: dict[int, StepCost],
+    stopped: StopReason | None,
+) -> Answer:
+    """The answer under one scaling; `retained` are rank 0's scores of the retained texts, if there are any."""
+    task, directory = run.prepared.task, run.directory
+    paths = {rank: [directory.trial(trial) for trial in trials] for rank, trials in choice.by_rank.items()}
+    scores = {rank: read_stacked(directory, of_rank) for rank, of_rank in paths.items()}
+    forgets = {}
+    if retained is not None and task.retained is not None:
+        forgets = {
+            rank: forgotten(retained, read_stacked(directory, of_rank, RETAINED), task.retained.groups)
+            for rank, of_rank in paths.items()
+        }
+    taken, held = _taken(run.prepared, costs), _held(run.prepared)
+    return answer(choice, scores, baseline, TestData.of(task), taken, held, stopped, forgets)
+
+
 def _taken(prepared: Prepared, costs: dict[int, StepCost]) -> dict[int, Taken]:
     return {
         rank: Taken(prepared.params(rank).total, cost.seconds * prepared.settings.steps, cost.peak_bytes)
@@ -205,26 +203,25 @@ def _held(prepared: Prepared) -> str:
     return f"{of_step} of the {len(prepared.task.train):,} training examples"
 
 
-def _publish(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, choice: Choice, recommendation: Recommendation
-) -> None:
+def _publish(run: Run, choice: Choice, recommendation: Recommendation) -> None:
     """Journal the decision and copy the best adapter of the recommended rank, or of all where there is none."""
+    config = run.prepared.config
     looked_at = {
         "ranks": list(choice.by_rank),
-        "learning_rates": list(prepared.config.learning_rates),
-        "seeds": prepared.config.seeds,
-        "examples": len(prepared.task.test),
-        "metric": prepared.config.metric,
-        "keep": prepared.config.keep,
-        "margin": prepared.config.margin,
+        "learning_rates": list(config.learning_rates),
+        "seeds": config.seeds,
+        "examples": len(run.prepared.task.test),
+        "metric": config.metric,
+        "keep": config.keep,
+        "margin": config.margin,
         "scaling": choice.config.scalings[0],
         "status": recommendation.status,
         "rank": recommendation.rank,
     }
-    decided = journal.of("decided")
+    decided = run.journal.of("decided")
     if not decided or decided[-1] != {"event": "decided", **looked_at}:
-        journal.append("decided", **looked_at)
-    directory.publish_adapter(choice.best(recommendation.rank))
+        run.journal.append("decided", **looked_at)
+    run.directory.publish_adapter(choice.best(recommendation.rank))
 
 
 def _compared(choice: Choice, other: Answer, first: Answer) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,8 @@ import numpy as np
 from rankwise.compare.directory import RETAINED, SCORES, RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import divide
-from rankwise.compare.prepare import Prepared
 from rankwise.compare.training import read_trained
+from rankwise.compare.under_way import Run
 from rankwise.lora.attach import attached
 from rankwise.records import Scores, Trial
 from rankwise.tasks.task import Split
@@ -22,37 +22,31 @@ from rankwise.train.baseline import fit_baseline
 from rankwise.train.loop import score
 
 
-def score_baseline(
-    prepared: Prepared, directory: RunDirectory, journal: Journal, tell: Callable[[str], None]
-) -> Scores:
+def score_baseline(run: Run) -> Scores:
     """Rank 0's scores, of one seed: what fit a head needs has a best solution, so chance has next to no part in it."""
+    prepared, directory, journal = run.prepared, run.directory, run.journal
     test, retained = prepared.task.test, prepared.task.retained
     if not any(event["examples"] == len(test) for event in journal.of("baseline")[-1:]):
         what = "scoring the base model" if prepared.base.causal else "fitting a head on the frozen base"
-        tell(f"rank 0: {what}")
+        run.tell(f"rank 0: {what}")
         started = time.monotonic()
         scores = fit_baseline(prepared.base, prepared.task, prepared.config.first_seed)
         directory.write_scores(directory.baseline, test, scores.test)
         seconds = time.monotonic() - started
         journal.append("baseline", examples=len(test), validation=asdict(scores.validation), seconds=seconds)
     if retained is not None and "baseline" not in _done(journal, "retained", retained):
-        tell("rank 0: scoring the retained texts")
+        run.tell("rank 0: scoring the retained texts")
         directory.write_scores(directory.baseline, retained, score(prepared.base, 1, prepared.task, retained), RETAINED)
         journal.append("retained", trials=["baseline"], sha256=retained.fingerprint())
     return read_stacked(directory, [directory.baseline])
 
 
-def score_trials(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    trials: Sequence[Trial],
-    tell: Callable[[str], None],
-) -> None:
+def score_trials(run: Run, trials: Sequence[Trial]) -> None:
     """Score the chosen trials on test, in packs of one seed; nothing that was not chosen touches the test split.
 
     The retained texts, where there are any, are scored likewise.
     """
+    prepared, directory, journal = run.prepared, run.directory, run.journal
     test, retained = prepared.task.test, prepared.task.retained
     # Of one seed, so that a run which is extended by others need not score its trials again.
     of_seeds = ([trial for trial in trials if trial.seed == seed] for seed in sorted({trial.seed for trial in trials}))
@@ -64,11 +58,11 @@ def score_trials(
         if not untested and not unread:
             continue
         # All of the pack's trials, so that the last bits do not depend on where an earlier start ended.
-        tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
+        run.tell(f"scoring seed {members[0].seed} on {len(test):,} test examples")
         started = time.monotonic()
         with attached(prepared.base, members, prepared.targets) as pack:
             for index, trial in enumerate(pack.trials):
-                pack.load(index, read_trained(prepared.base, prepared.targets, directory, journal, trial))
+                pack.load(index, read_trained(run, trial))
             for split, missing, name in ((test, untested, SCORES), (retained, unread, RETAINED)):
                 if split is None or not missing:
                     continue

@@ -9,22 +9,24 @@ the packs, and tells of them in any order: nothing here may depend on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer
-from rankwise.compare.backends import Backend, Job, PackOutOfMemoryError, WorkerLost, Workers
+from rankwise.compare.backends import Job, PackOutOfMemoryError, WorkerLost
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Event, Journal, validation_baseline
+from rankwise.compare.observer import Planned
 from rankwise.compare.plan import PlannedPack, plan_packs, trials_that_fit
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.schedule import Leg, Schedule
+from rankwise.compare.under_way import Run
 from rankwise.durable import digest
 from rankwise.errors import UserError
 from rankwise.lora.attach import State
@@ -35,45 +37,22 @@ from rankwise.records import Trial, TrialResult
 from rankwise.train.checkpoint import split_checkpoint
 from rankwise.train.cost import StepCost, measure_costs
 from rankwise.train.heap import give_back_freed_memory
-from rankwise.train.loop import StepReport, TrainedTrial
+from rankwise.train.loop import TrainedTrial
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A leg begins, without the trials that an earlier start of the run has trained; `steps` are those to the end.
-
-    A trial sees `examples_per_step`. `dropped` are the trials whose learning rates go no further.
-    """
-
-    leg: Leg
-    steps: int
-    examples_per_step: int
-    dropped: tuple[Trial, ...]
-
-
-TrainingObserver: TypeAlias = Callable[[Planned | StepReport | Workers], None]
-
-
-def train(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    costs: dict[int, StepCost],
-    observe: TrainingObserver,
-    backend: Backend,
-) -> dict[Trial, TrialResult]:
+def train(run: Run, costs: dict[int, StepCost]) -> dict[Trial, TrialResult]:
     """Train all legs that are not trained yet; the results of all trials, those that were dropped too."""
+    prepared, journal, settings = run.prepared, run.journal, run.prepared.settings
     for event in journal.of("trained"):
-        _hand_over(directory, event)
-    results = directory.results(journal)
+        _hand_over(run.directory, event)
+    results = run.directory.results(journal)
     size = _journaled_size(prepared, journal, costs)
-    settings = prepared.settings
     schedule = Schedule(prepared.config, settings.rungs, validation_baseline(journal).nll, prepared.following)
-    while packs := _packs(prepared, schedule, directory, journal, results, size):
+    while packs := _packs(run, schedule, results, size):
         out = schedule.dropped(results)
-        observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
+        run.observe(Planned(_joined(packs), settings.steps, settings.examples_per_step, out))
         try:
-            for trained in _trained(prepared, directory, journal, packs, observe, backend):
+            for trained in _trained(run, packs):
                 results |= trained
         except PackOutOfMemoryError as error:
             if len(error.pack.trials) == 1:
@@ -83,16 +62,16 @@ def train(
     return schedule.settled(results)
 
 
-def step_costs(prepared: Prepared, journal: Journal, tell: Callable[[str], None]) -> dict[int, StepCost]:
+def step_costs(run: Run) -> dict[int, StepCost]:
     """What a step of each rank costs, measured for all ranks together so that they can be compared."""
-    for event in reversed(journal.of("costs")):
+    for event in reversed(run.journal.of("costs")):
         costs = {cost["rank"]: StepCost(**cost) for cost in event["ranks"]}
-        if costs.keys() == set(prepared.config.ranks):
+        if costs.keys() == set(run.prepared.config.ranks):
             return costs
-    tell("timing a few steps of each rank alone")
+    run.tell("timing a few steps of each rank alone")
     started = time.monotonic()
-    measured = measure_costs(*prepared.cost_arguments)
-    journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
+    measured = measure_costs(*run.prepared.cost_arguments)
+    run.journal.append("costs", ranks=[asdict(cost) for cost in measured], seconds=time.monotonic() - started)
     return {cost.rank: cost for cost in measured}
 
 
@@ -152,17 +131,11 @@ def _most_trials(prepared: Prepared, journal: Journal) -> int:
     return min([prepared.most_trials, *(int(event["size"]) for event in journal.of("out of memory"))])
 
 
-def _packs(
-    prepared: Prepared,
-    schedule: Schedule,
-    directory: RunDirectory,
-    journal: Journal,
-    results: dict[Trial, TrialResult],
-    size: int,
-) -> list[PlannedPack]:
+def _packs(run: Run, schedule: Schedule, results: dict[Trial, TrialResult], size: int) -> list[PlannedPack]:
     """The packs that come next: those that are journaled and not trained, else those of the next leg."""
+    directory, journal = run.directory, run.journal
     untrained = _untrained(journal)
-    if untrained and max(len(pack.trials) for pack in untrained) <= _most_trials(prepared, journal):
+    if untrained and max(len(pack.trials) for pack in untrained) <= _most_trials(run.prepared, journal):
         return untrained
     if untrained:
         # They did not fit, or smaller ones are asked for now.
@@ -194,27 +167,20 @@ def _joined(packs: Sequence[PlannedPack]) -> Leg:
     return Leg(tuple(trial for pack in packs for trial in pack.trials), packs[0].start, packs[0].stop)
 
 
-def _trained(
-    prepared: Prepared,
-    directory: RunDirectory,
-    journal: Journal,
-    packs: Sequence[PlannedPack],
-    observe: TrainingObserver,
-    backend: Backend,
-) -> Iterator[dict[Trial, TrialResult]]:
+def _trained(run: Run, packs: Sequence[PlannedPack]) -> Iterator[dict[Trial, TrialResult]]:
     """The results of one pack after another, which are kept by then."""
     since = time.monotonic()
-    with closing(backend.train([_job(directory, pack) for pack in packs], observe)) as told:
+    with closing(run.backend.train([_job(run.directory, pack) for pack in packs], run.observe)) as told:
         for event in told:
             if isinstance(event, WorkerLost):
-                journal.append("worker lost", pack=event.pack.id, reason=event.reason)
+                run.journal.append("worker lost", pack=event.pack.id, reason=event.reason)
                 continue
             for one in event.trained:
-                _keep(prepared, directory, one)
+                _keep(run, one)
             statuses = {one.result.trial.id: one.result.status for one in event.trained}
             states = {one.result.trial.id: one.state for one in event.trained if one.result.status == "trained"}
             now = time.monotonic()
-            journal.append(
+            run.journal.append(
                 "trained",
                 pack=event.pack.id,
                 status=statuses,
@@ -224,7 +190,7 @@ def _trained(
                 pack_seconds=event.seconds,
             )
             since = now
-            _hand_over(directory, journal.events[-1])
+            _hand_over(run.directory, run.journal.events[-1])
             yield {one.result.trial: one.result for one in event.trained}
 
 
@@ -244,14 +210,18 @@ def _hand_over(directory: RunDirectory, trained: Event) -> None:
         checkpoint.unlink()
 
 
-def read_trained(
-    base: BaseModel, targets: Sequence[LinearLayer], directory: RunDirectory, journal: Journal, trial: Trial
-) -> State:
+def read_trained(run: Run, trial: Trial) -> State:
     """What a trial trained. Raises `UserError` where its adapter is not what was written."""
-    adapter = directory.trial(trial) / "adapter"
+    written = {name: known for event in run.journal.of("trained") for name, known in event["sha256"].items()}
+    return read_written(
+        run.directory.trial(trial) / "adapter", run.prepared.base, run.prepared.targets, written[trial.id]
+    )
+
+
+def read_written(adapter: Path, base: BaseModel, targets: Sequence[LinearLayer], sha256: str) -> State:
+    """An adapter that was written with this digest. Raises `UserError` where it is another now."""
     state = read_adapter(adapter, base, targets).state
-    written = {name: known for event in journal.of("trained") for name, known in event["sha256"].items()}
-    if state_digest(state) != written[trial.id]:
+    if state_digest(state) != sha256:
         raise UserError(f"{adapter / SAFETENSORS_WEIGHTS_NAME} is damaged: its tensors are not those that were written")
     return state
 
@@ -260,8 +230,8 @@ def state_digest(state: State) -> str:
     return digest({name: tensor.contiguous().numpy().data for name, tensor in state.items()})
 
 
-def _keep(prepared: Prepared, directory: RunDirectory, trained: TrainedTrial) -> None:
-    trial = trained.result.trial
+def _keep(run: Run, trained: TrainedTrial) -> None:
+    prepared, directory, trial = run.prepared, run.directory, trained.result.trial
     # The parts must sum to the number that is reported.
     assert sum(tensor.numel() for tensor in trained.state.values()) == prepared.params(trial.rank).total
     directory.write_result(trained.result)

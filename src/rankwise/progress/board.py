@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rankwise.compare.backends import Workers
-from rankwise.compare.observer import Stage
-from rankwise.compare.training import Planned
+from rankwise.compare.observer import Planned, Stage, Told
 from rankwise.records import Trial
 from rankwise.report.text import seconds_text
-from rankwise.train.loop import StepReport
 
 _STARTING, _TRAINING = Stage("starting"), Stage("training")
 
@@ -49,7 +47,7 @@ class Board:
     training_since: float = 0.0
     workers: int = 0
 
-    def take(self, event: Stage | Planned | StepReport | Workers) -> None:
+    def take(self, event: Told) -> None:
         if isinstance(event, Stage):
             self.stage = event
         elif isinstance(event, Workers):

@@ -9,12 +9,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rankwise.compare.backends import Workers
-from rankwise.compare.observer import Observer, Stage
-from rankwise.compare.training import Planned
+from rankwise.compare.observer import Observer, Planned, Told
 from rankwise.progress.board import Board
 from rankwise.report.text import nll_text
-from rankwise.train.loop import StepReport
 
 
 @contextmanager
@@ -36,7 +33,7 @@ class _Bars:
     board: Board = field(default_factory=Board)
     bar: Any = None
 
-    def take(self, event: Stage | Planned | StepReport | Workers) -> None:
+    def take(self, event: Told) -> None:
         before = self.board.heading
         self.board.take(event)
         if self.bar is None or isinstance(event, Planned) or self.board.heading != before:
