@@ -146,6 +146,9 @@ def test_few_groups_of_examples_may_have_none_of_a_rare_kind() -> None:
     of_four = np.arange(EXAMPLES) // 4
     told = "losses on rare examples: 100 test groups of examples may have none of a kind that is 3 % of all"
     assert answered(groups=of_four).recommendation.unknown[0] == told
+    two = answered((0.2, -0.6, 0.0), groups=np.arange(EXAMPLES) % 2).recommendation
+    assert two.rank == 8
+    assert two.unknown[0].endswith("2 test groups of examples may have none of a kind that is 78 % of all")
     # The reference loses nothing to itself.
     reference = answered((0.2, 0.2, 0.0), groups=of_four).recommendation
     assert reference.rank == 16

@@ -257,9 +257,9 @@ def _guards(
 
 
 def _rare(data: TestData) -> str:
-    """By the rule of three: n examples lack with 5 % what 3/n of all are. Hanley & Lippman-Hand 1983, JAMA 249."""
+    """The largest kind of example that so many lack with 5 %, about 3/n: Hanley & Lippman-Hand 1983, JAMA 249."""
     what = "examples" if data.groups is None else "groups of examples"
-    of_all = f"{300 / data.independent:.2g} % of all"
+    of_all = f"{100 * (1 - 0.05 ** (1 / data.independent)):.2g} % of all"
     return f"losses on rare examples: {data.independent} test {what} may have none of a kind that is {of_all}"
 
 
