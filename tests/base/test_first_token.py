@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,31 @@ def test_a_cross_attention_that_cannot_be_called_so_keeps_the_whole_layer(
     plain = load_reference(base)
     plain.load_state_dict(base.model.state_dict())
     torch.testing.assert_close(base.model(**some_batch()).logits, plain(**some_batch()).logits)
+
+
+def test_a_fresh_head_of_whatever_values_has_no_say(tmp_path: Path) -> None:
+    directory = save_model(tmp_path, "bert")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        directory, num_labels=LABELS, dtype=torch.bfloat16
+    ).eval()
+    with torch.no_grad():
+        ids, mask = torch.arange(4).view(2, 2), torch.tensor([[1, 1], [1, 0]])
+        pooled = model.base_model(input_ids=ids, attention_mask=mask).pooler_output.float()
+        head = model.classifier.weight
+        # What it makes of the tokens that are tried is rounding, and another rounding is far from that.
+        head.copy_(head.float() - head.float() @ torch.linalg.pinv(pooled) @ pooled)
+    compute_first_token_only_if_alike(model)
+    assert computes_first_token_only(model)
+
+
+def test_a_layer_that_returns_more_than_a_tensor_is_left_alone(tmp_path: Path) -> None:
+    directory = save_model(tmp_path, "bert")
+    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=LABELS).eval()
+    encoder = model.base_model.encoder
+    encoder.layer[-1].register_forward_hook(lambda _, inputs, output: (output,))
+    encoder.register_forward_hook(lambda _, inputs, output: replace(output, last_hidden_state=output[0][0]))
+    compute_first_token_only_if_alike(model)
+    assert not computes_first_token_only(model)
 
 
 def test_a_model_in_bfloat16_too(tmp_path: Path) -> None:

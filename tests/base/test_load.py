@@ -145,3 +145,11 @@ def test_positions_that_the_model_has(tmp_path: Path) -> None:
     base.model(torch.full((1, 63), 5))
     with pytest.raises(RuntimeError, match="out of bounds"):
         base.model(torch.full((1, 64), 5))
+
+
+def test_a_head_that_the_checkpoint_lacks_is_the_same_each_time(tmp_path: Path) -> None:
+    directory = save_model(tmp_path, "bert", AutoModel.from_config)
+    state = torch.get_rng_state()
+    first, second = (load_base(directory, num_labels=2, dtype="float32", device="cpu").model for _ in range(2))
+    torch.testing.assert_close(dict(first.named_parameters()), dict(second.named_parameters()), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)

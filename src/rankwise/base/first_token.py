@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_ROUNDING = 0.02  # of the logits' norm, in bfloat16
+_ROUNDING = 0.02  # of the norm of what leaves the layer, in bfloat16
 
 
 class _FirstTokenLayer(nn.Module):
@@ -47,7 +47,11 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def compute_first_token_only_if_alike(model: PreTrainedModel) -> None:
-    """Change the last layer in place where that changes no logit, beyond rounding."""
+    """Change the last layer in place where that changes no logit, beyond rounding.
+
+    How far rounding goes is measured on the layer, whose values are the checkpoint's: the logits are those of a head
+    yet to be trained, which may happen to be next to nothing.
+    """
     layer = _last_layer(model)
     if layer is None or _cross_attention(type(layer)) is None or getattr(model.config, "is_decoder", False):
         return
@@ -55,14 +59,22 @@ def compute_first_token_only_if_alike(model: PreTrainedModel) -> None:
     ids = torch.arange(4, device=model.device).remainder(model.get_input_embeddings().num_embeddings).view(2, 2)
     mask = torch.tensor([[1, 1], [1, 0]], device=model.device)
 
-    def logits() -> Tensor:
-        found: Tensor = model(input_ids=ids, attention_mask=mask).logits.float()
-        return found
+    def forward() -> tuple[Tensor, Any]:
+        """The logits, and what leaves the layer."""
+        outputs: list[Any] = []
+        hook = layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+        try:
+            logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+        finally:
+            hook.remove()
+        return logits, outputs[0]
 
-    whole = logits()
+    logits, whole = forward()
+    if not isinstance(whole, Tensor):
+        return
     hook = layer.register_forward_hook(lambda _, inputs, output: output * _first(output))
     try:
-        reads_first = torch.equal(logits(), whole)
+        reads_first = torch.equal(forward()[0], logits)
     finally:
         hook.remove()
     if not reads_first:
@@ -70,7 +82,8 @@ def compute_first_token_only_if_alike(model: PreTrainedModel) -> None:
     own, attention = type(layer), type(layer.attention.self)
     compute_first_token_only(model)
     try:
-        alike = bool((logits() - whole).norm() <= _ROUNDING * whole.norm())
+        _, first = forward()
+        alike = bool((first - whole[:, :1]).norm() <= _ROUNDING * first.norm())
     # Code that a model brings may go by these names and be called otherwise.
     except Exception:
         alike = False

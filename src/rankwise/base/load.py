@@ -115,18 +115,21 @@ def load_base(
     def loaded(**options: Any) -> tuple[PreTrainedModel, frozenset[str]]:
         """The model, and the modules that its checkpoint lacks."""
         auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        model, loading = auto.from_pretrained(
-            located,
-            config=copy.deepcopy(config),
-            dtype=DTYPES[chosen_dtype],
-            # The CPU's flash kernel spends a third of a training step in its backward.
-            attn_implementation="eager" if chosen_device.type == "cpu" else None,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+        # A head that the checkpoint lacks is drawn at random, and what is found out about the model is to repeat.
+        with torch.random.fork_rng(devices=[chosen_device] if chosen_device.type == "cuda" else []):
+            torch.manual_seed(0)
+            model, loading = auto.from_pretrained(
+                located,
+                config=copy.deepcopy(config),
+                dtype=DTYPES[chosen_dtype],
+                # The CPU's flash kernel spends a third of a training step in its backward.
+                attn_implementation="eager" if chosen_device.type == "cpu" else None,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
         missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
         return model, frozenset(key.rpartition(".")[0] for key in missing)
 
