@@ -46,3 +46,20 @@ def test_where_padding_changes_logits_trials_are_not_packed(tmp_path: Path) -> N
     )
     assert not packable(base, targets)
     mean_of_all.remove()
+
+
+def test_a_head_of_whatever_values_has_no_say(tmp_path: Path) -> None:
+    base = load_case("bert", tmp_path)
+    # As another rounding of longer rows would, where what the head makes of a row is next to nothing.
+    noise = 1e-3 * torch.randn(base.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    base.model.base_model.encoder.layer[-1].register_forward_hook(
+        lambda _, inputs, output: output + noise * (inputs[0].shape[1] > 7)
+    )
+    entered: list[torch.Tensor] = []
+    head = base.model.get_submodule("classifier")
+    hook = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    base.model(input_ids=torch.arange(7)[None])
+    hook.remove()
+    with torch.no_grad():
+        head.weight -= head.weight @ torch.linalg.pinv(entered[0]) @ entered[0]
+    assert packable(base, targets_of(base))

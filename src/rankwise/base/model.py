@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -100,6 +101,19 @@ def describe_base(
         },
         causal=causal,
     )
+
+
+@contextmanager
+def without(model: PreTrainedModel, names: Iterable[str]) -> Iterator[None]:
+    """The model with these modules taken out, for the `with` block: what enters them leaves them."""
+    taken = {name: model.get_submodule(name) for name in names}
+    try:
+        for name in taken:
+            model.set_submodule(name, nn.Identity())
+        yield
+    finally:
+        for name, module in taken.items():
+            model.set_submodule(name, module)
 
 
 def position_limit(base: BaseModel) -> int | None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rankwise.base.model import BaseModel, position_limit
+from rankwise.base.model import BaseModel, position_limit, without
 from rankwise.base.shapes import LinearLayer
 
-_ROUNDING = 0.02  # of the logits' norm, in bfloat16
+_ROUNDING = 0.02  # of the norm of what enters the head's last layer, in bfloat16
 
 
 def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
@@ -26,17 +26,19 @@ def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
 
 @torch.no_grad()
 def _is_blind_to_padding(base: BaseModel) -> bool:
+    """The last layer of a head is taken out: its few outputs, drawn at random, may happen to be next to nothing."""
     length = min(7, (position_limit(base) or 14) // 2)
     row = torch.arange(length, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
 
-    def logits(padding: int) -> Tensor:
+    def outputs(padding: int) -> Tensor:
         ids = pad(row, (0, padding), value=base.tokenizer.pad_token_id or 0)
         mask = pad(torch.ones_like(row), (0, padding))
         found: Tensor = base.model(input_ids=ids, attention_mask=mask).logits.float()
         return found[:, :length] if base.causal else found
 
-    alone = logits(0)
-    return bool((logits(length) - alone).norm() <= _ROUNDING * alone.norm())
+    with without(base.model, base.trained_modules[-1:]):
+        alone = outputs(0)
+        return bool((outputs(length) - alone).norm() <= _ROUNDING * alone.norm())
 
 
 def _is_given_rows(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from rankwise.base.model import BaseModel
+from rankwise.base.model import BaseModel, without
 from rankwise.errors import UserError
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Baseline, Scores
@@ -192,15 +192,12 @@ def _entering_head(base: BaseModel, chain: HeadChain) -> Iterator[Callable[[Batc
     A decoder's single layer runs on every token and the model picks one afterwards, so with one layer
     the model is asked for its logits with that layer taken out.
     """
-    first = base.model.get_submodule(chain.names[0])
     if len(chain.names) == 1:
-        base.model.set_submodule(chain.names[0], nn.Identity())
-        try:
+        with without(base.model, chain.names):
             yield partial(_logits, base)
-        finally:
-            base.model.set_submodule(chain.names[0], first)
         return
     seen: list[Tensor] = []
+    first = base.model.get_submodule(chain.names[0])
     handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
 
     def entering(batch: Batch) -> Tensor:
