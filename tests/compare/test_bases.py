@@ -38,9 +38,9 @@ def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: P
     assert sum(note.startswith("over int8: the conclusion ") for note in both.notes) == 1
     assert "--bases float32,int8" in (both.run / "report.html").read_text()
     assert "--quantize int8" in (over.run / "report.html").read_text()
-    # The first base's options are the run's, and give way to its bases.
-    again = configured(None, {"bases": "float32,int8"}, begun=both.run)
+    again = configured(None, {}, begun=both.run)
     assert again.to_dict() == config.to_dict()
+    assert configured(None, {"quantize": "int8"}, begun=both.run).bases is None
     document = json.loads((both.run / "experiments.json").read_text())
     assert [one["base"] for one in document["over"]] == ["int8"]
     alone = run_rank_comparison(replace(config, bases=None, quantize="int8"), run=tmp_path / "alone")

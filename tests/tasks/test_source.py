@@ -285,6 +285,8 @@ FILE_ERRORS: list[tuple[str, bytes, list[str]]] = [
     ("names.csv", b"texts,lable\na,1\n", ["no column 'text', 'label'", "'texts', 'lable'", "did you mean 'texts'?"]),
     ("names.jsonl", b'{"body": "a", "label": 1}\n', ["no column 'text'", "'body', 'label'"]),
     ("twice.csv", b"text,label,text\na,1,b\n", ["'text' occurs more than once"]),
+    ("semicolons.csv", b"text;label\na;1\n", ["its fields are separated by ';', and .csv has ',' between them"]),
+    ("commas.tsv", b"text,label\na,1\n", ["its fields are separated by ',', and .tsv has"]),
     ("short.csv", b"text,label\na,1\nb\n", ["line 3: 1 fields where the header has 2"]),
     ("long.csv", b"text,label\na,1\nb, c,0\n", ["line 3: 3 fields where the header has 2"]),
     ("long.tsv", b"text\tlabel\na\t1\t\n", ["line 2: 3 fields"]),

@@ -44,7 +44,6 @@ def compare(
             raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
         show_plan(config, json=json)
     else:
-        again = "rankwise compare" + (f" --bases {','.join(config.bases)}" if config.bases else "")
-        comparison = show_comparison(config, run=run, resume=resume, json=json, command=again)
+        comparison = show_comparison(config, run=run, resume=resume, json=json, command="rankwise compare")
         if require_resolved and comparison.recommendation.status != "resolved":
             raise typer.Exit(3)

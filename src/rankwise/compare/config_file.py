@@ -51,7 +51,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def read_begun(run: Path) -> dict[str, Any]:
-    """The options that a run was begun with, by their names; of several bases the first one's.
+    """The options that a run was begun with, by their names.
 
     Raises `UserError` where there is no run, `RunError` where it is damaged.
     """
@@ -60,7 +60,11 @@ def read_begun(run: Path) -> dict[str, Any]:
     RunDirectory(run).check_free(resume=True)
     file = run / "comparison.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+        there = json.loads(file.read_text(encoding="utf-8"))
+        config = there["config"]
+        if there.get("bases") is not None:
+            # What is kept beside them is the first one's.
+            config = {**config, "dtype": None, "quantize": None, "bases": there["bases"]}
         # Running a model's own code is the user's word each time.
         return {
             name: value

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from rankwise.compare.answer import Answer, Taken, TestData, answer
 from rankwise.compare.backends import backend_for, cluster
 from rankwise.compare.choice import Choice, choose
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config import Base, ComparisonConfig
 from rankwise.compare.directory import RETAINED, RunDirectory, write_json
 from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
@@ -57,7 +57,7 @@ def run_rank_comparison(
     path = Path(run) if run is not None else new_run()
     first, *others = config.each_base
     with cluster(config):
-        comparison = _run_over_one_base(first, RunDirectory(path), resume=resume, observe=observe)
+        comparison = _run_over_one_base(first, RunDirectory(path), bases=config.bases, resume=resume, observe=observe)
         if others:
             comparison = _over_the_others(config, comparison, others, observe)
     with _resumable(RunDirectory(path)):
@@ -72,7 +72,7 @@ def _over_the_others(
     for base, other in zip((config.bases or ())[1:], others, strict=True):
         directory = RunDirectory(path / "bases" / base)
         begun = (directory.path / "comparison.json").is_file()
-        over.append(_run_over_one_base(other, directory, resume=begun, observe=observe))
+        over.append(_run_over_one_base(other, directory, bases=None, resume=begun, observe=observe))
     notes = [over_another(one, comparison, f"over {one.base}") for one in over]
     comparison = replace(comparison, over=tuple(over), notes=(*comparison.notes, *notes))
     write_json(path / "experiments.json", comparison.to_dict())
@@ -80,15 +80,21 @@ def _over_the_others(
 
 
 def _run_over_one_base(
-    config: ComparisonConfig, directory: RunDirectory, *, resume: bool, observe: Observer
+    config: ComparisonConfig,
+    directory: RunDirectory,
+    *,
+    bases: tuple[Base, ...] | None,
+    resume: bool,
+    observe: Observer,
 ) -> RankComparison:
+    """`bases` are those that the whole run is over, which are kept where its first one's options are."""
     directory.check_free(resume=resume)
     with device_failure_told("go on with --resume once it works again"), _memory_told():
         prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
         if not resume:
             directory.check_space(disk_bytes(prepared))
         with (
-            directory.opened(describe(prepared), prepared.task.test, resume=resume) as journal,
+            directory.opened(describe(prepared) | {"bases": bases}, prepared.task.test, resume=resume) as journal,
             closing(_reporting(prepared, directory, journal)) as reporting,
             _resumable(directory),
             closing(backend_for(prepared)) as backend,

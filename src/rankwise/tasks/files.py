@@ -133,6 +133,12 @@ def _read_delimited(path: Path, shapes: Sequence[Shape], delimiter: str) -> Tabl
         _, header = next(records, (1, None))
         if header is None:
             raise UserError(f"{path}: the file is empty")
+        other = next((sign for sign in ";,\t|" if len(header) == 1 and sign in header[0]), None)
+        if other is not None and shape_of(header, shapes) is None:
+            raise UserError(
+                f"{path}: its fields are separated by {other!r}, and {path.suffix} has {delimiter!r} between them; "
+                "write it so"
+            )
         columns = choose_columns(str(path), header, shapes)
         positions = [header.index(column) if column in header else None for column in columns]
         rows, lines = [], []
