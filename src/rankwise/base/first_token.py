@@ -61,13 +61,13 @@ def compute_first_token_only_if_alike(model: PreTrainedModel) -> None:
 
     def forward() -> tuple[Tensor, Any]:
         """The logits, and what leaves the layer."""
-        outputs: list[Any] = []
+        outputs: list[Any] = [None]  # code that a model brings may do without the layer
         hook = layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
         try:
             logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
         finally:
             hook.remove()
-        return logits, outputs[0]
+        return logits, outputs[-1]
 
     logits, whole = forward()
     if not isinstance(whole, Tensor):

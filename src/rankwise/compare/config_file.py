@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,7 @@ def read_begun(run: Path) -> dict[str, Any]:
     RunDirectory(run).check_free(resume=True)
     file = run / "comparison.json"
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))
-        config = there["config"]
-        if there.get("bases") is not None:
-            # What is kept beside them is the first one's.
-            config = {**config, "dtype": None, "quantize": None, "bases": there["bases"]}
+        config = begun_with(json.loads(file.read_text(encoding="utf-8")))
         # Running a model's own code is the user's word each time.
         return {
             name: value
@@ -73,6 +70,13 @@ def read_begun(run: Path) -> dict[str, Any]:
         }
     except (OSError, *DAMAGE) as error:
         raise RunError(f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run") from error
+
+
+def begun_with(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a run was begun with, by its comparison.json, where that of its first base is kept."""
+    of_bases = {name: ComparisonConfig.default(name) for name in ("dtype", "quantize")}
+    bases = description.get("bases")
+    return {**description["config"], **({} if bases is None else {**of_bases, "bases": bases})}
 
 
 def _is_file(path: Path) -> bool:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config_file import begun_with
 from rankwise.compare.directory import DAMAGE, RunDirectory, read_comparison
 from rankwise.compare.journal import Journal
 from rankwise.durable import write_file
 from rankwise.errors import RunError, shortened
 from rankwise.records.plain import value_of
 from rankwise.report.page import comparison_page
-
-# What a run over several bases says of the first of them alone.
-_OF_BASES = {"dtype": ComparisonConfig.default("dtype"), "quantize": ComparisonConfig.default("quantize")}
 
 
 def write_page(run: Path | str) -> Path:
@@ -34,7 +32,6 @@ def write_page(run: Path | str) -> Path:
 
 def _write_page(path: Path) -> Path:
     directory, comparison = RunDirectory(path), read_comparison(path)
-    bases = [comparison.base, *(one.base for one in comparison.over)]
     results = directory.results(Journal(path / "journal.jsonl"))
     file = path / "comparison.json"
     try:
@@ -44,7 +41,7 @@ def _write_page(path: Path) -> Path:
             list(results.values()),
             setup,
             base_bytes=value_of(int | None, setup.get("base_bytes")),
-            command=command_of(setup["config"] | (_OF_BASES | {"bases": bases} if comparison.over else {})),
+            command=command_of(begun_with(setup)),
         )
         page.encode()
     # Figures that no comparison has can be of the right type, and then it is too late to tell which file they are of.
