@@ -4,8 +4,8 @@ python -m benchmarks.speed.decision_time --work /tmp/decision --out benchmarks/r
 
 The demo's comparison on docmatch, with two learning rates. Each contestant has a process of its own. Counted are
 loading the base model, training and scoring; reading and tokenising the data is left out for all but this project.
-Results are kept in --work: of this project when it is done, of the others after each training. Needs Optuna
-(pip install -c constraints.txt optuna).
+Results are kept in --work: of this project when it is done, of the others after each training. Optuna's part needs
+Optuna (pip install -c constraints.txt optuna).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.speed.grid import grid_findings, train_grid
-from benchmarks.speed.halving import search
 from benchmarks.speed.measure import alone
 from benchmarks.speed.user import Habit
 from benchmarks.validity.record import write_record
@@ -97,6 +96,8 @@ def main() -> None:
         alone(train_grid, config, habit, grid)
         findings["Trainer"] = alone(grid_findings, config, habit, grid)
     if "Optuna" in options.only:
+        from benchmarks.speed.halving import search
+
         studies = [
             alone(search, config, habit, options.work / "optuna", repeat, trainings)
             for repeat in range(options.repeats)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.measure import Measurement
 from rich.text import Text
 
 from rankwise.records import MemoryEstimate, ModelEstimate, RankEstimate, TrainingCost
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table
+from rankwise.report.terminal import terminal_table, widest_that_fits
 from rankwise.report.text import bytes_text, isolated, share_text
 
 # Where the rank takes less than this of the peak, memory is saved elsewhere.
@@ -127,12 +126,8 @@ class _RankTable:
     estimate: ModelEstimate
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        sheet = rank_sheet(self.estimate, 0)
-        for wider in range(1, len(_WIDER_COLUMNS) + 1):
-            more = rank_sheet(self.estimate, wider)
-            taken = Measurement.get(console, options.update_width(1000), terminal_table(more))
-            if taken.maximum <= options.max_width:
-                sheet = more
+        sheets = (rank_sheet(self.estimate, wider) for wider in reversed(range(len(_WIDER_COLUMNS) + 1)))
+        sheet = widest_that_fits(sheets, console, options)
         yield terminal_table(sheet)
         yield from map(Text, sheet.below)
 

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
 from rankwise.records import AdapterSpectrum, GroupSpectrum, Interval, Measured, ResizedAdapter, ResizedModule
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table
+from rankwise.report.terminal import terminal_table, widest_that_fits
 from rankwise.report.text import DASH, isolated, nll_text, share_text
 
-_SPECTRUM = (
-    "modules",
-    "rank",
-    "stable\nrank",
-    "entropy\nrank",
-    "r at\n90 %",
-    "r at\n95 %",
-    "r at\n99 %",
-    "used",
-    "gap\nafter",
-)
+_SPARE = 2
 _RESIZED = ("modules", "rank\nbefore", "rank", "energy\nkept")
 
 
-def spectrum_sheet(spectrum: AdapterSpectrum) -> Sheet:
-    """A row for each kind of projection and one for all; below, what the figures are and whether alpha looks chosen."""
-    headings = [Heading("projection", "left"), *map(Heading, _SPECTRUM)]
-    rows = [_spectrum_row(group) for group in (*spectrum.kinds, spectrum.overall)]
-    return Sheet(isolated(str(spectrum.adapter)), headings, rows, list(_spectrum_lines(spectrum)))
+@dataclass(frozen=True)
+class _Column:
+    """How one column reads the records."""
+
+    header: str
+    of_group: Callable[[GroupSpectrum], str]
+    spare: int = 0  # the higher, the sooner it is left out where a terminal is narrow; 0: never
+
+
+def _gaps(group: GroupSpectrum) -> str:
+    if not group.gaps:
+        return DASH
+    span = _span(group.gaps[0], group.gaps[-1])
+    return span if len(group.gaps) == group.modules else f"{span} ({len(group.gaps)} of {group.modules})"
+
+
+_COLUMNS = (
+    _Column("modules", lambda group: f"{group.modules:,}"),
+    _Column("rank", lambda group: _span(group.rank_low, group.rank_high)),
+    _Column("stable\nrank", lambda group: f"{group.stable_rank:.1f}"),
+    _Column("entropy\nrank", lambda group: f"{group.entropy_rank:.1f}"),
+    _Column("r at\n90 %", lambda group: str(group.rank_90), spare=1),
+    _Column("r at\n95 %", lambda group: str(group.rank_95)),
+    _Column("r at\n99 %", lambda group: str(group.rank_99)),
+    _Column("used", lambda group: share_text(group.used)),
+    _Column("gap\nafter", _gaps, spare=_SPARE),
+)
+
+
+def spectrum_sheet(spectrum: AdapterSpectrum, spare: int = _SPARE) -> Sheet:
+    """A row for each kind of projection and one for all, without the columns that are more to spare.
+
+    Below, what the figures are and whether alpha looks chosen.
+    """
+    columns = [column for column in _COLUMNS if column.spare <= spare]
+    headings = [Heading("projection", "left"), *(Heading(column.header) for column in columns)]
+    rows = [
+        [isolated(group.name), *(column.of_group(group) for column in columns)]
+        for group in (*spectrum.kinds, spectrum.overall)
+    ]
+    below = _spectrum_lines(spectrum, with_gaps=spare >= _SPARE)
+    return Sheet(isolated(str(spectrum.adapter)), headings, rows, list(below))
 
 
 def resized_sheets(resized: ResizedAdapter) -> list[Sheet]:
@@ -80,8 +108,20 @@ def _change(change: Interval, factor: float, digits: int) -> tuple[str, str]:
     return text(change.mean), limits
 
 
+@dataclass(frozen=True)
+class _SpectrumTable:
+    """Laid out once the width is known: rich asks while it prints."""
+
+    spectrum: AdapterSpectrum
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        sheets = (spectrum_sheet(self.spectrum, spare) for spare in reversed(range(_SPARE + 1)))
+        yield _shown(widest_that_fits(sheets, console, options))
+
+
 def spectrum_table(spectrum: AdapterSpectrum) -> RenderableType:
-    return _shown(spectrum_sheet(spectrum))
+    """The spectrum, in as many columns as the terminal has room for."""
+    return _SpectrumTable(spectrum)
 
 
 def resized_table(resized: ResizedAdapter) -> RenderableType:
@@ -90,27 +130,6 @@ def resized_table(resized: ResizedAdapter) -> RenderableType:
 
 def _shown(sheet: Sheet) -> RenderableType:
     return Group(terminal_table(sheet), *map(Text, sheet.below))
-
-
-def _spectrum_row(group: GroupSpectrum) -> list[str]:
-    ranks = (group.rank_90, group.rank_95, group.rank_99)
-    return [
-        isolated(group.name),
-        f"{group.modules:,}",
-        _span(group.rank_low, group.rank_high),
-        f"{group.stable_rank:.1f}",
-        f"{group.entropy_rank:.1f}",
-        *map(str, ranks),
-        share_text(group.used),
-        _gaps(group),
-    ]
-
-
-def _gaps(group: GroupSpectrum) -> str:
-    if not group.gaps:
-        return DASH
-    span = _span(group.gaps[0], group.gaps[-1])
-    return span if len(group.gaps) == group.modules else f"{span} ({len(group.gaps)} of {group.modules})"
 
 
 def _resized_row(name: str, modules: Sequence[ResizedModule], energy: float | None = None) -> list[str]:
@@ -134,7 +153,7 @@ def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
+def _spectrum_lines(spectrum: AdapterSpectrum, *, with_gaps: bool) -> Iterator[str]:
     rule = "alpha/sqrt(rank)" if spectrum.use_rslora else "alpha/rank"
     alphas = {module.alpha for module in spectrum.modules}
     others = "" if alphas == {spectrum.alpha} else "; some modules have another alpha"
@@ -146,7 +165,8 @@ def _spectrum_lines(spectrum: AdapterSpectrum) -> Iterator[str]:
             "if nobody chose it, train again with an alpha that grows with the rank before you judge the rank."
         )
     yield "Stable and entropy rank: how many directions the update of a module has in effect, mean over modules."
-    yield "r at 90 %: the one rank for all of a row's modules that keeps 90 % of the energy, their squared norm."
+    yield "r at 95 %: the one rank for all of a row's modules that keeps 95 % of the energy, their squared norm."
     yield "Used: the share of the nominal rank that 99 % of each module's own energy takes."
-    yield "Gap after: the rank after which singular values fall to a third or less, where they do anywhere."
+    if with_gaps:
+        yield "Gap after: the rank after which singular values fall to a third or less, where they do anywhere."
     yield "Energy is no quality: evaluate a smaller adapter before you rely on it."

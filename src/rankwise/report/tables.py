@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +12,10 @@ from rich.text import Text
 
 from rankwise.records import Baseline, FullFineTuning, RankComparison, RankExperiment
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table
+from rankwise.report.terminal import terminal_table, widest_that_fits
 from rankwise.report.text import DASH, bytes_text, isolated, nll_text, seconds_text, share_text
 
-_WIDE = 90
+_SPARE = 3
 _ACCURACY = {
     "examples": "Accuracy",
     "tokens": "Accuracy (share of learned tokens)",
@@ -34,7 +33,7 @@ class _Column:
     of_baseline: Callable[[Baseline], str] = lambda _: DASH
     of_full: Callable[[FullFineTuning], str] = lambda _: DASH
     justify: Literal["left", "right"] = "right"
-    from_width: int = 0  # columns of a terminal below which it is left out
+    spare: int = 0  # the higher, the sooner it is left out where a terminal is narrow; 0: never
 
 
 def _accuracy(experiment: RankExperiment | FullFineTuning) -> str:
@@ -78,25 +77,23 @@ def _forgetting(experiment: RankExperiment | FullFineTuning) -> str:
 
 _COLUMNS = (
     _Column("rank", lambda e: str(e.rank), lambda _: "0", lambda _: "full"),
-    _Column("alpha", lambda e: f"{e.alpha:g}", from_width=76),
-    _Column("learning\nrate", _rate, of_full=_rate, from_width=_WIDE),
-    _Column("trainable\nparams", _params, of_full=_params, from_width=76),
+    _Column("alpha", lambda e: f"{e.alpha:g}", spare=1),
+    _Column("learning\nrate", _rate, of_full=_rate, spare=2),
+    _Column("trainable\nparams", _params, of_full=_params, spare=1),
     _Column("accuracy\n(95 % interval)", _accuracy, lambda b: share_text(b.accuracy), _accuracy, justify="left"),
-    _Column("NLL", _nll, _nll, _nll, from_width=_WIDE),
+    _Column("NLL", _nll, _nll, _nll, spare=2),
     _Column("verdict", lambda e: e.verdict, justify="left"),
-    _Column("difference\nto the largest rank", _difference, justify="left", from_width=118),
+    _Column("difference\nto the largest rank", _difference, justify="left", spare=_SPARE),
     _Column("training\ntime", _time, of_full=_time),
     _Column("peak\nmemory", _memory, of_full=_memory),
 )
 _FORGETS = _Column("forgets", _forgetting, lambda _: "0", _forgetting)
-_FORGETS_WIDTH = 9
 
 
-def comparison_sheet(comparison: RankComparison, width: float = math.inf) -> Sheet:
-    """A row for rank 0 and for each rank, in the columns that this width has room for; below, what the figures are."""
+def comparison_sheet(comparison: RankComparison, spare: int = _SPARE) -> Sheet:
+    """A row for rank 0 and for each rank, without the columns that are more to spare; below, what the figures are."""
     retained = comparison.baseline.retained_nll is not None
-    room = width - (_FORGETS_WIDTH if retained else 0)
-    columns = [column for column in _COLUMNS if room >= column.from_width] + ([_FORGETS] if retained else [])
+    columns = [column for column in _COLUMNS if column.spare <= spare] + ([_FORGETS] if retained else [])
     rows = [[column.of_baseline(comparison.baseline) for column in columns]]
     both = len({experiment.use_rslora for experiment in comparison.experiments}) > 1
     for experiment in comparison.experiments:
@@ -105,7 +102,7 @@ def comparison_sheet(comparison: RankComparison, width: float = math.inf) -> She
     if comparison.full is not None:
         rows.append([column.of_full(comparison.full) for column in columns])
     headings = [Heading(column.header, column.justify) for column in columns]
-    return Sheet(_title(comparison), headings, rows, _caption(comparison, wide=width >= _WIDE))
+    return Sheet(_title(comparison), headings, rows, _caption(comparison, with_nll=spare >= 2))
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,8 @@ class _ComparisonTable:
     comparison: RankComparison
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        sheet = comparison_sheet(self.comparison, options.max_width)
+        sheets = (comparison_sheet(self.comparison, spare) for spare in reversed(range(_SPARE + 1)))
+        sheet = widest_that_fits(sheets, console, options)
         table = terminal_table(sheet)
         table.caption, table.caption_justify = Text("\n".join(sheet.below)), "left"
         yield table
@@ -126,7 +124,7 @@ def _title(comparison: RankComparison) -> str:
     return f"{isolated(comparison.task)} on {isolated(comparison.model)}{base}"
 
 
-def _caption(comparison: RankComparison, *, wide: bool) -> list[str]:
+def _caption(comparison: RankComparison, *, with_nll: bool) -> list[str]:
     experiments = comparison.experiments
     fewest, most = min(e.seeds for e in experiments), max(e.seeds for e in experiments)
     seeds = "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
@@ -140,7 +138,7 @@ def _caption(comparison: RankComparison, *, wide: bool) -> list[str]:
     baseline = "the frozen base model with its head fitted to convergence" if classifies else "the base model as it is"
     accuracy = _ACCURACY[comparison.accuracy_of]
     unit = "example" if classifies else "token"
-    scores = f"{accuracy} and NLL (nats per {unit})" if wide else accuracy
+    scores = f"{accuracy} and NLL (nats per {unit})" if with_nll else accuracy
     lines = [
         f"Rank 0 is {baseline}; scaling is {', of ranks with rs '.join(sorted(rules))}.",
         f"{scores}: mean over {seeds} and the test examples; {intervals}.",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,3 +26,12 @@ def terminal_table(sheet: Sheet) -> Table:
     for row in sheet.rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def widest_that_fits(sheets: Iterable[Sheet], console: Console, options: ConsoleOptions) -> Sheet:
+    """The first of these, from wide to narrow, whose table the terminal has room for; the last where none fits."""
+    boundless = options.update_width(1000)
+    for sheet in sheets:
+        if Measurement.get(console, boundless, terminal_table(sheet)).maximum <= options.max_width:
+            break
+    return sheet
