@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +19,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 
-from benchmarks.speed.measure import must_do, peak_flops, seconds
+from benchmarks.speed.measure import Step, must_do, peak_flops, seconds
 from benchmarks.speed.user import Habit, User
 from rankwise.base.model import DTYPES
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.prepare import Prepared, prepare
 from rankwise.lora.attach import attached
-from rankwise.records import Trial
 from rankwise.tasks.task import pack_rows
 from rankwise.train.loop import PackOptimizer, train_step
 
@@ -43,21 +43,25 @@ def epoch_steps(config: ComparisonConfig) -> int:
 
 def time_pack(config: ComparisonConfig, rank: int, trials: int) -> float:
     """Seconds a step of this project's pack of so many trials, which differ in their learning rates and seeds."""
-    prepared = prepare(config, quiet)
     steps = epoch_steps(config)
-    lengths, members = prepared.task.train.input_ids.lengths, _trials(config, rank, trials)
-    rows = list(islice(pack_rows(lengths, config.batch_size, [trial.seed for trial in members]), 2 * steps))
+    with step_of_pack(prepare(config, quiet), rank, trials) as step:
+        return seconds(step, CPU, steps, steps)
+
+
+@contextmanager
+def step_of_pack(prepared: Prepared, rank: int, trials: int) -> Iterator[Step]:
+    """What takes a step of the pack, by its number within two epochs."""
+    config, lengths = prepared.config, prepared.task.train.input_ids.lengths
+    members = [config.trial(rank, RATE / (1 + position), position % 3) for position in range(trials)]
+    batches = pack_rows(lengths, config.batch_size, [trial.seed for trial in members])
+    rows = list(islice(batches, 2 * epoch_steps(config)))
     with attached(prepared.base, members, prepared.targets) as pack:
         optimizer = PackOptimizer(pack, prepared.settings)
 
         def step(number: int) -> None:
             train_step(pack, optimizer, prepared.task, [rows[number]], number)
 
-        return seconds(step, CPU, steps, steps)
-
-
-def _trials(config: ComparisonConfig, rank: int, trials: int) -> list[Trial]:
-    return [config.trial(rank, RATE / (1 + position), position % 3) for position in range(trials)]
+        yield step
 
 
 def time_loop(config: ComparisonConfig, rank: int, habit: Habit) -> float:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks.speed.contestants import quiet
 from benchmarks.speed.grid import best_rate, train_one, trials_of
+from benchmarks.speed.limit import Moved
 from benchmarks.speed.measure import must_do
 from benchmarks.speed.user import User, losses_of
 from rankwise.compare.config import ComparisonConfig
@@ -91,3 +95,24 @@ def test_the_products_that_must_be_done_are_two_passes_over_frozen_weights_and_t
         expected += seen * target.weights * (2 if first else 4)
         expected += seen * 4 * (target.d_in * (2 if first else 3) + target.d_out * 3) * 2
     assert must_do(prepared, rank=4) == pytest.approx(expected, rel=0.01)
+
+
+ONE, OTHER, TABLE, ROWS = torch.ones(100), torch.ones(100), torch.ones(1000, 8), torch.arange(5)
+
+
+@pytest.mark.parametrize(
+    ("floats", "operation"),
+    [
+        (300, lambda: ONE + OTHER),
+        (300, lambda: ONE.add_(OTHER)),
+        (200, ONE.clone),
+        (150, ONE.bfloat16),
+        (80, lambda: torch.nn.functional.embedding(ROWS, TABLE)),
+        (0, lambda: ONE.view(10, 10).t()[3:]),
+    ],
+)
+def test_what_is_moved_is_what_operations_read_and_write(floats: int, operation: Callable[[], Tensor]) -> None:
+    """Views are free, and of a table only the rows count that are looked up."""
+    with Moved() as moved:
+        operation()
+    assert moved.bytes == 4 * floats
