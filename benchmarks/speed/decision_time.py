@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.decision_time --work /tmp/decision --out benchmarks/results/decision_time.json
 
-The demo's comparison on docmatch, with two learning rates. Each contestant has a process of its own. Counted are
+The demo's comparison on docmatch, with other learning rates. Each contestant has a process of its own. Counted are
 loading the base model, training and scoring; reading and tokenising the data is left out for all but this project.
 Results are kept in --work: of this project when it is done, of the others after each training. Optuna's part needs
 Optuna (pip install -c constraints.txt optuna).
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--habit", choices=("as is", "tuned"), default="as is", help="of who uses the Trainer")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32], help="default: %(default)s")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--evaluations", type=int, default=2, help="of validation; default: %(default)s")
@@ -71,7 +72,7 @@ def main() -> None:
     config = replace(
         DEMOS[DemoTask.CLASSIFICATION],
         ranks=tuple(options.ranks),
-        learning_rates=(1e-3, 2e-3),
+        learning_rates=tuple(options.rates),
         seeds=options.seeds,
         steps=options.steps,
         evaluations=options.evaluations,
