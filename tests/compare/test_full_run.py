@@ -106,17 +106,27 @@ def test_the_table_shows_both_ends_and_what_is_forgotten(finished: RankCompariso
         assert any("full fine-tuning" in line for line in lines)
 
 
-def test_a_run_that_is_killed_in_full_fine_tuning_ends_with_the_same_numbers(
-    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+def test_a_run_that_is_killed_in_full_fine_tuning_goes_on_to_the_same_numbers(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rankwise.train.full.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rankwise.train.full._WRITING_SHARE", 1e6)
+    shares: list[float] = []
+
     def killed(event: object) -> None:
-        if isinstance(event, Stage) and "seed 1" in event.text and (event.share or 0) > 0.5:
-            raise KilledError
+        if isinstance(event, Stage) and "rate 0.001, seed 1" in event.text and event.share is not None:
+            shares.append(event.share)
+            if event.share > 0.5 and shares[0] < 0.5:
+                raise KilledError
 
     with pytest.raises(KilledError):
         run_rank_comparison(config, run=tmp_path / "run", observe=killed)
     assert len(journal(tmp_path / "run", "fine-tuned")) == 1
-    again = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    assert len(list((tmp_path / "run").rglob("checkpoint.safetensors"))) == 1
+    shares.clear()
+    again = run_rank_comparison(config, run=tmp_path / "run", resume=True, observe=killed)
+    assert shares[0] > 0.5
+    assert list((tmp_path / "run").rglob("checkpoint.safetensors")) == []
     assert numbers(tmp_path / "run") == numbers(finished.run)
     assert again.full is not None
     assert finished.full is not None

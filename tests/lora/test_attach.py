@@ -38,7 +38,7 @@ def trial(rank: int, *, seed: int = 0, use_rslora: bool = False, alpha: float = 
 MIXED = [trial(1), trial(3), trial(3, seed=1, use_rslora=True, alpha=2), trial(9)]
 
 
-@pytest.fixture(scope="module", params=["bert", POOLERLESS, "llama", "gpt2"])
+@pytest.fixture(scope="module", params=["bert", POOLERLESS, "llama", "gpt2", "deberta-v2"])
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     base = load_case(request.param, tmp_path_factory.mktemp("base"))
     return base, targets_of(base)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rankwise.base.load import load_base
+from rankwise.base.model import BaseModel
+from rankwise.base.shapes import LinearLayer
 from rankwise.lora.packable import packable
 from rankwise.records import Trial
-from tests.lora.packs import load_case, logits_of, random_state, targets_of
+from tests.lora.packs import LABELS, load_case, logits_of, random_state, targets_of
+from tests.models import save_model
 
 TRIALS = [Trial(rank, 4, use_rslora=False, learning_rate=0, seed=rank) for rank in (2, 3)]
 
@@ -17,8 +22,8 @@ TRIALS = [Trial(rank, 4, use_rslora=False, learning_rate=0, seed=rank) for rank 
     ("architecture", "target_modules", "expected"),
     [
         *((name, "all-linear", True) for name in ("bert", "roberta", "distilbert", "gpt2", "llama", "qwen3")),
-        ("deberta-v2", "all-linear", False),
-        ("deberta-v2", ["key_proj"], False),
+        ("deberta-v2", "all-linear", True),
+        ("deberta-v2", ["key_proj"], True),
         ("deberta-v2", ["value_proj", "dense"], True),
         ("longformer", "all-linear", False),
         ("xlnet", "all-linear", False),
@@ -30,10 +35,35 @@ def test_a_pack_computes_what_its_trials_do_alone_where_it_is_said_to(
     base = load_case(architecture, tmp_path)
     targets = targets_of(base, target_modules)
     assert packable(base, targets) == expected
+    if expected:
+        assert largest_difference(base, targets) < 1e-5
+
+
+def largest_difference(base: BaseModel, targets: Sequence[LinearLayer]) -> float:
+    """Between the logits of trials in a pack and alone."""
     states = [(trial, random_state(base, trial, targets)) for trial in TRIALS]
     alone = torch.cat([logits_of(base, targets, [state]) for state in states])
-    together = logits_of(base, targets, states)
-    assert torch.allclose(alone, together, atol=1e-5) == expected
+    return float((logits_of(base, targets, states) - alone).abs().max())
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", ["query_proj", "value_proj"], ["pos_key_proj", "dense"]])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"position_buckets": 8, "norm_rel_ebd": "layer_norm"},  # as DeBERTa v3 has them
+        {"share_att_key": False},
+        {"share_att_key": False, "pos_att_type": ["c2p"]},
+    ],
+)
+def test_relative_positions_of_deberta_are_each_trial_s_own(
+    changed: dict[str, Any], target_modules: Any, tmp_path: Path
+) -> None:
+    if changed.get("share_att_key") is None and "pos_key_proj" in target_modules:
+        target_modules = ["key_proj", "dense"]
+    base = load_base(save_model(tmp_path, "deberta-v2", **changed), num_labels=LABELS, device="cpu", dtype="float32")
+    targets = targets_of(base, target_modules)
+    assert packable(base, targets)
+    assert largest_difference(base, targets) < 1e-5
 
 
 def test_where_padding_changes_logits_trials_are_not_packed(tmp_path: Path) -> None:

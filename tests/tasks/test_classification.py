@@ -80,6 +80,12 @@ def test_the_order_of_labels(
     assert task.test.labels.tolist() == numbers
 
 
+def test_labels_that_differ_in_case_alone_are_told(load: Callable[..., Task]) -> None:
+    task = load(*(numbered(split, ["True", "no", "true"]) for split in SPLITS))
+    assert task.labels == ("True", "no", "true")
+    assert task.notes == ("labels 'True', 'true' differ in case alone, and are taken for different classes",)
+
+
 def test_spellings_of_an_integer_may_differ_between_sources(load: Callable[..., Task], tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("text,label\nx,1\ny,0.0\n")
     (tmp_path / "validation.jsonl").write_text('{"text": "v", "label": 0}\n{"text": "w", "label": 1.0}\n')

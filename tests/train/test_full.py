@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from rankwise.base.load import load_base
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Trial
 from rankwise.tasks.task import Batch, collate
-from rankwise.train.full import fine_tune
+from rankwise.train import full
+from rankwise.train.full import FineTuned, fine_tune
 from rankwise.train.settings import TrainingSettings
+from tests.compare.runs import KilledError
 from tests.models import save_model
 from tests.train.peft_loop import plain_loop
 from tests.train.tasks import token_task
@@ -90,6 +93,35 @@ def test_a_base_in_bfloat16_is_trained_in_float32(tmp_path: Path) -> None:
     ]
     np.testing.assert_allclose(curves[1], curves[0], rtol=2e-2)
     assert curves[1][-1] < curves[1][0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fine_tuning_that_is_killed_goes_on_to_the_same_numbers(
+    dtype: Literal["float32", "bfloat16"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(full, "_WRITING_SHARE", 1e6)
+    directory = save_model(tmp_path, "llama", AutoModelForCausalLM.from_config)
+    task, checkpoint = completion_task(), tmp_path / "states" / "checkpoint.safetensors"
+    steps: list[int] = []
+
+    def told(step: int) -> None:
+        steps.append(step)
+        if step == 13 and len(steps) == 13:
+            raise KilledError
+
+    def tuned(checkpoint: Path | None) -> FineTuned:
+        base = load_base(directory, num_labels=None, dtype=dtype, device="cpu")
+        return fine_tune(base, task, TRIAL.learning_rate, TRIAL.seed, SETTINGS, told, checkpoint)
+
+    with pytest.raises(KilledError):
+        tuned(checkpoint)
+    again = tuned(checkpoint)
+    assert steps == list(range(1, 21))
+    whole = tuned(None)
+    assert again.train_nll == whole.train_nll
+    assert again.evaluations == whole.evaluations
+    np.testing.assert_array_equal(again.test.nll, whole.test.nll)
 
 
 def test_a_rate_far_too_high_diverges(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.models import peft_model, save_model
 from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
 
-SHAPES = ("bert", "llama", "gpt2")
+SHAPES = ("bert", "llama", "gpt2", "deberta-v2")
 RATE = 5e-3
 
 
@@ -70,6 +70,8 @@ def by_peft(setup: Setup, one: Trial, settings: TrainingSettings) -> list[float]
         lora_alpha=one.alpha,
         use_rslora=one.use_rslora,
         target_modules=[target.name for target in setup.targets],
+        # PEFT saves heads by itself, and not what a checkpoint lacks besides.
+        modules_to_save=[name for name in setup.base.trained_modules if "." in name],
     )
     start = initial_state(setup.base, one, setup.targets)
 

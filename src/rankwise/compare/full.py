@@ -1,7 +1,7 @@
 """Full fine-tuning beside the ranks: every learning rate and seed, the best rate on validation, its scores of test.
 
-A full fine-tuning is not checkpointed: a run that is killed begins the one in progress anew, with the same numbers.
-Each is scored when it ends, since its weights are not kept; only the scores of the chosen rate are read.
+Each is scored when it ends, since its weights are not kept; only the scores of the chosen rate are read. While it
+trains it is checkpointed, so that a run that was killed goes on with it.
 """
 
 from __future__ import annotations
@@ -53,16 +53,18 @@ def _fine_tuned(run: Run, rate: float, seed: int) -> Event:
         "examples": len(task.test),
         "retained": None if task.retained is None else task.retained.fingerprint(),
     }
+    path = _path(directory, known["id"])
+    checkpoint = path / "checkpoint.safetensors"
     before = [event for event in journal.of("fine-tuned") if event["id"] == known["id"]]
     if before and known.items() <= before[-1].items():
+        checkpoint.unlink(missing_ok=True)
         return before[-1]
     started = time.monotonic()
 
     def told(step: int) -> None:
         run.tell(f"full fine-tuning: learning rate {rate:g}, seed {seed}", step / settings.steps)
 
-    tuned = fine_tune(run.prepared.base, task, rate, seed, settings, told)
-    path = _path(directory, known["id"])
+    tuned = fine_tune(run.prepared.base, task, rate, seed, settings, told, checkpoint)
     directory.write_curve(path, tuned.train_nll, tuned.evaluations)
     directory.write_scores(path, task.test, tuned.test)
     if task.retained is not None and tuned.retained is not None:
@@ -77,6 +79,7 @@ def _fine_tuned(run: Run, rate: float, seed: int) -> Event:
         params=tuned.params,
         seconds=time.monotonic() - started,
     )
+    checkpoint.unlink(missing_ok=True)
     return journal.events[-1]
 
 

@@ -252,14 +252,18 @@ def describe(prepared: Prepared) -> Description:
 
 
 def disk_bytes(prepared: Prepared) -> int:
-    """An upper bound: training states of all trials that there may be, and the largest possible pack's twice.
+    """An upper bound: training states of all trials that there may be, and the largest that is written at once twice.
 
     States are 12 bytes a parameter. The adapters, 4 bytes, of those trained to the end take less than what those
-    that were dropped before gave back. A file is written beside and renamed, hence twice.
+    that were dropped before gave back. A file is written beside and renamed, hence twice. That of a full fine-tuning
+    is there once the packs are done.
     """
     config = prepared.config
     trials = most_rates(config) * config.seeds * len(config.scalings)
     states = [12 * prepared.params(rank).total for rank in config.ranks for _ in range(trials)]
     checkpoint = sum(sorted(states)[-prepared.most_trials :])
+    in_full = 0
+    if config.full_learning_rates is not None:
+        in_full = 12 * sum(parameter.numel() for parameter in prepared.base.model.parameters())
     scores = 16 * len(prepared.task.test) * len(states)
-    return sum(states) + 2 * checkpoint + scores + 50_000_000
+    return sum(states) + 2 * max(checkpoint, in_full) + scores + 50_000_000

@@ -27,6 +27,7 @@ from rankwise.base.model import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.frozen import FrozenLinear, frozen_linears
 from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
+from rankwise.lora.positions import positions_told_apart
 from rankwise.records import Trial
 
 State = dict[str, Tensor]
@@ -152,7 +153,8 @@ def attached(
             weight, bias = (pack.views_of_heads.get(f"{name}.{key}") for key in ("weight", "bias"))
             assert weight is not None
             _swap(base, originals, name, PackedLinear(weight, bias))
-        yield pack
+        with positions_told_apart(base.model):
+            yield pack
     finally:
         for name, original in originals.items():
             base.model.set_submodule(name, original)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rankwise.base.model import BaseModel, position_limit, without
 from rankwise.base.shapes import LinearLayer
+from rankwise.lora.positions import shares_positions
 
 _ROUNDING = 0.02  # of the norm of what enters the head's last layer, in bfloat16
 
@@ -17,7 +19,7 @@ _ROUNDING = 0.02  # of the norm of what enters the head's last layer, in bfloat1
 def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
     """Whether layers can tell the trials' rows apart, and how far rows are padded does not matter.
 
-    DeBERTa projects its relative positions once for the whole batch, Longformer and XLNet put the
+    The first DeBERTa projects its relative positions once for the whole batch, Longformer and XLNet put the
     positions first. There a layer cannot tell whose rows it sees. Other models mix padding in,
     without a mask, and a trial's rows are padded to the longest of its pack. There a pack must be one trial.
     """
@@ -42,14 +44,21 @@ def _is_blind_to_padding(base: BaseModel) -> bool:
 
 
 def _is_given_rows(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
-    """Whether every layer that a pack replaces is given the batch on its first axis, or rows of tokens in its order."""
+    """Whether every layer that a pack replaces is given the batch on its first axis, or rows of tokens in its order.
+
+    Or what is shared, where that is known of the module around it.
+    """
     rows, length = 8, min(7, position_limit(base) or 7)
-    shapes: list[torch.Size] = []
-    names = [*(target.name for target in targets), *base.trained_modules]
-    hooks = [
-        base.model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
-        for name in names
-    ]
+    given: list[bool] = []
+
+    def look(shared: bool, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape = inputs[0].shape
+        given.append(shape[0] == rows or shape[:-1] == (rows * length,) or (shared and shape[0] == 1))
+
+    hooks = []
+    for name in (*(target.name for target in targets), *base.trained_modules):
+        shared = shares_positions(base.model.get_submodule(name.rpartition(".")[0]))
+        hooks.append(base.model.get_submodule(name).register_forward_pre_hook(partial(look, shared)))
     ids = torch.full((rows, length), int(base.tokenizer.pad_token_id == 0), device=base.device)
     try:
         with torch.no_grad():
@@ -57,4 +66,4 @@ def _is_given_rows(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
-    return all(shape[0] == rows or shape[:-1] == (rows * length,) for shape in shapes)
+    return all(given)

@@ -7,6 +7,7 @@ reward whatever rank memorises best.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,12 @@ def load_classification(
     if missing:
         raise UserError(f"{train_examples:,} train examples have none of label {quoted(missing)}; use more of them")
     task = build_task(
-        name, classes.names, splits, tokenizer=tokenizer, max_length=max_length, notes=[*cut_notes, *leak_notes]
+        name,
+        classes.names,
+        splits,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        notes=[*classes.notes, *cut_notes, *leak_notes],
     )
     return told_of_groups(task)
 
@@ -132,6 +138,13 @@ class _Classes:
     @classmethod
     def known(cls, names: tuple[str, ...]) -> _Classes:
         return cls(names, all(is_integer(name) for name in names), "what the adapter was trained on")
+
+    @property
+    def notes(self) -> list[str]:
+        """Which classes are perhaps one that is written in several ways."""
+        counts = Counter(name.casefold() for name in self.names)
+        alike = [name for name in self.names if counts[name.casefold()] > 1]
+        return [f"labels {quoted(alike)} differ in case alone, and are taken for different classes"] if alike else []
 
     def indices(self, rows: Rows, label: str) -> np.ndarray:
         """Class numbers of the rows."""

@@ -1,6 +1,6 @@
 """Training states on disk: safetensors, written beside and renamed.
 
-A file holds some trials that stand at the same step, each with what a step reads and writes: its row,
+A pack's file holds some trials that stand at the same step, each with what a step reads and writes: its row,
 AdamW's two moments, the losses so far. The place in the data is the step's number, since batches are a
 function of it. Nothing in a trial's state knows its pack, so trials of several packs go on in a new one.
 """
@@ -8,9 +8,11 @@ function of it. Nothing in a trial's state knows its pack, so trials of several 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float32
@@ -23,8 +25,8 @@ from rankwise.errors import RunError, reason_of
 from rankwise.lora.attach import Pack
 from rankwise.records import Evaluation, Trial
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_TENSORS = ("row", *_MOMENTS, "train_nll")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_TENSORS = ("row", *MOMENTS, "train_nll")
 
 
 @dataclass
@@ -57,7 +59,7 @@ def write_checkpoint(path: Path, pack: Pack, optimizer: torch.optim.Optimizer, p
     for index, (trial, group) in enumerate(zip(pack.trials, optimizer.param_groups, strict=True)):
         (row,) = group["params"]
         tensors = {"row": row.detach(), "train_nll": progress.train_nll[: progress.step, index]}
-        tensors |= {moment: optimizer.state[row][moment] for moment in _MOMENTS}
+        tensors |= {moment: optimizer.state[row][moment] for moment in MOMENTS}
         evaluations = tuple(evaluation[index] for evaluation in progress.evaluations)
         states.append(_TrialState(trial.id, progress.step, evaluations, tensors))
     _write(path, states)
@@ -86,7 +88,7 @@ def read_checkpoint(paths: Sequence[Path], pack: Pack, optimizer: torch.optim.Op
             row.copy_(state.tensors["row"])
         optimizer.state[row] = {
             "step": torch.tensor(float(state.step), device=row.device),
-            **{moment: state.tensors[moment].to(row.device) for moment in _MOMENTS},
+            **{moment: state.tensors[moment].to(row.device) for moment in MOMENTS},
         }
     pack.refresh()
     return progress
@@ -110,22 +112,11 @@ def _write(path: Path, states: Sequence[_TrialState]) -> None:
         for index, state in enumerate(states)
         for name in _TENSORS
     }
-    text = json.dumps(metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda beside: save_file(tensors, beside, {"states": text, "sha256": _digest(text, tensors)}))
-
-
-def _digest(states: str, tensors: Mapping[str, Tensor]) -> str:
-    return digest({"states": states.encode()} | {name: tensor.numpy().data for name, tensor in tensors.items()})
+    write_states(path, metadata, tensors)
 
 
 def _read(path: Path) -> list[_TrialState]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text, written = file.metadata()["states"], file.metadata()["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _digest(text, tensors) != written:
-            raise ValueError("its bytes are not those that were written")
+    with read_states(path) as (metadata, tensors):
         return [
             _TrialState(
                 state["trial"],
@@ -133,9 +124,36 @@ def _read(path: Path) -> list[_TrialState]:
                 tuple(Evaluation(**evaluation) for evaluation in state["evaluations"]),
                 {name: tensors[f"{index}.{name}"] for name in _TENSORS},
             )
-            for index, state in enumerate(json.loads(text))
+            for index, state in enumerate(metadata)
         ]
+
+
+def write_states(path: Path, metadata: object, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors on the CPU, and what JSON can say beside them, with a digest of both."""
+    text = json.dumps(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"states": text, "sha256": _digest(text, tensors)}
+    write_file(path, lambda beside: save_file(dict(tensors), beside, about))
+
+
+@contextmanager
+def read_states(path: Path) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """What `write_states` wrote, to be taken apart within the block.
+
+    Raises `RunError` where the file is damaged, or holds something else than what the block takes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, written = file.metadata()["states"], file.metadata()["sha256"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(text, tensors) != written:
+            raise ValueError("its bytes are not those that were written")
+        yield json.loads(text), tensors
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"checkpoint {path} is damaged ({reason_of(error)}); remove it to train this pack from its start"
+            f"checkpoint {path} is damaged ({reason_of(error)}); remove it to train what it is of from its start"
         ) from error
+
+
+def _digest(states: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest({"states": states.encode()} | {name: tensor.numpy().data for name, tensor in tensors.items()})

@@ -101,10 +101,15 @@ class PeakMemory:
         self.base = base
         self._before: int | None = None
         gc.collect()
-        if base.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(base.device)
-        elif base.device.type == "cpu" and _reset_high_water():
+        if self.restart() and base.device.type == "cpu":
             self._before = _resident("VmRSS")
+
+    def restart(self) -> bool:
+        """Forget peaks until now, not what was taken; whether this device counts."""
+        if self.base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.base.device)
+            return True
+        return self.base.device.type == "cpu" and _reset_high_water()
 
     def bytes(self) -> int | None:
         if self.base.device.type == "cuda":

@@ -10,8 +10,9 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,9 +21,19 @@ from rankwise.base.model import DTYPES, BaseModel
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Evaluation, Scores, TrialStatus
 from rankwise.tasks.task import Task, pack_rows
+from rankwise.train.checkpoint import MOMENTS, read_states, write_states
 from rankwise.train.cost import PeakMemory
-from rankwise.train.loop import backward, checkpointed_activations, evaluate, score, trial_status
+from rankwise.train.loop import (
+    CHECKPOINT_SECONDS,
+    backward,
+    checkpointed_activations,
+    evaluate,
+    score,
+    trial_status,
+)
 from rankwise.train.settings import TrainingSettings
+
+_WRITING_SHARE = 0.05  # of the time, at most: a checkpoint is three times as large as the weights in float32
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,24 @@ class FineTuned:
     peak_bytes: int | None
 
 
+@dataclass
+class _Progress:
+    """How far a fine-tuning has come, by what it leaves in the end."""
+
+    train_nll: list[float] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def step(self) -> int:
+        return len(self.train_nll)
+
+    def saw(self, peak_bytes: int | None) -> None:
+        if peak_bytes is not None:
+            self.peak_bytes = max(peak_bytes, self.peak_bytes or 0)
+
+
 def fine_tune(
     base: BaseModel,
     task: Task,
@@ -49,8 +78,13 @@ def fine_tune(
     seed: int,
     settings: TrainingSettings,
     observe: Callable[[int], None] = lambda step: None,
+    checkpoint: Path | None = None,
 ) -> FineTuned:
-    """Train all weights with AdamW, without weight decay as the adapters are; the base model is left as it is."""
+    """Train all weights with AdamW, without weight decay as the adapters are; the base model is left as it is.
+
+    `checkpoint` is a file: where it exists, training goes on from it, with the same numbers as if it had never stopped.
+    `observe` is told of a step after its checkpoint is written.
+    """
     meter = PeakMemory(base)
     model = copy.deepcopy(base.model).float().requires_grad_(True)
     for name, value in initial_heads(base, seed).items():
@@ -58,42 +92,74 @@ def fine_tune(
     tuned = replace(base, model=model)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    progress = _Progress()
+    if checkpoint is not None and checkpoint.exists():
+        progress = _read(checkpoint, model, optimizer)
+        meter.restart()
     batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, [seed])
-    train_nll: list[float] = []
-    evaluations: list[Evaluation] = []
-    seconds: list[float] = []
+    batches = islice(batches, progress.step * settings.accumulation, None)
+    saved, writing = time.monotonic(), 0.0
     with (
         checkpointed_activations(tuned, settings),
         torch.autocast(
             base.device.type, dtype=DTYPES[base.dtype], enabled=base.dtype != "float32", cache_enabled=False
         ),
     ):
-        for number in range(settings.steps):
+        for number in range(progress.step, settings.steps):
             started = time.perf_counter()
             rows = list(islice(batches, settings.accumulation))
-            train_nll.append(float(backward(tuned, task, rows)))
+            progress.train_nll.append(float(backward(tuned, task, rows)))
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * settings.rate_factor(number)
             optimizer.step()
             optimizer.zero_grad()
-            seconds.append(time.perf_counter() - started)
-            if number + 1 in settings.evaluation_steps:
-                evaluations += evaluate(tuned, 1, task, number + 1)
-            observe(number + 1)
-        peak = meter.bytes()
+            progress.seconds.append(time.perf_counter() - started)
+            if progress.step in settings.evaluation_steps:
+                progress.evaluations += evaluate(tuned, 1, task, progress.step)
+            progress.saw(meter.bytes())
+            now = time.monotonic()
+            if checkpoint is not None and now - saved > max(CHECKPOINT_SECONDS, writing / _WRITING_SHARE):
+                _write(checkpoint, model, optimizer, progress)
+                saved = time.monotonic()
+                writing = saved - now
+            observe(progress.step)
         test, retained = (
             None if split is None else score(tuned, 1, task, split) for split in (task.test, task.retained)
         )
     assert test is not None
     return FineTuned(
-        trial_status(train_nll, evaluations, settings.steps, task.outcomes),
-        tuple(train_nll),
-        tuple(evaluations),
+        trial_status(progress.train_nll, progress.evaluations, settings.steps, task.outcomes),
+        tuple(progress.train_nll),
+        tuple(progress.evaluations),
         test,
         retained,
         sum(parameter.numel() for parameter in parameters),
-        statistics.median(seconds),
+        statistics.median(progress.seconds),
         # The base model lies beside its copy, and would not have to.
-        None if peak is None else peak - base.bytes,
+        None if progress.peak_bytes is None else progress.peak_bytes - base.bytes,
     )
+
+
+def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach()
+        # What no loss depends on has no moments.
+        tensors |= {f"{of}.{name}": value for of, value in optimizer.state[parameter].items() if of in MOMENTS}
+    write_states(path, asdict(progress), {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+
+@torch.no_grad()
+def _read(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:
+    """Put the model and its optimiser to where the checkpoint was written."""
+    with read_states(path) as (metadata, tensors):
+        evaluations = [Evaluation(**evaluation) for evaluation in metadata.pop("evaluations")]
+        progress = _Progress(**metadata, evaluations=evaluations)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"weight.{name}"])
+            moments = {of: tensors[f"{of}.{name}"].to(parameter.device) for of in MOMENTS if f"{of}.{name}" in tensors}
+            if moments:
+                step = torch.tensor(float(progress.step), device=parameter.device)
+                optimizer.state[parameter] = {"step": step, **moments}
+        return progress

@@ -1,0 +1,76 @@
+"""DeBERTa's relative positions in a pack.
+
+Its attention projects the embeddings of relative positions by the layers that project tokens, once for a whole batch:
+a layer with adapters has as many projections of them as trials. Attention of `trials` times as many heads, over a batch
+of one trial's rows, has its own for each; so transformers' code computes them, unaware of trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.lora.packed import PackedLora
+
+
+def shares_positions(module: nn.Module) -> bool:
+    """Whether this is the attention of DeBERTa v2 or v3; the first DeBERTa has another."""
+    return type(module).__name__ == "DisentangledSelfAttention" and hasattr(module, "disentangled_attention_bias")
+
+
+@contextmanager
+def positions_told_apart(model: nn.Module) -> Iterator[None]:
+    """Within the `with` block such attention takes the rows of all trials of a pack, trial-major."""
+    changed = [module for module in model.modules() if shares_positions(module)]
+    own = [type(module) for module in changed]
+    try:
+        for module in changed:
+            module.__class__ = type("PackedSelfAttention", (_PackedSelfAttention, type(module)), {})
+        yield
+    finally:
+        for module, before in zip(changed, own, strict=True):
+            module.__class__ = before
+
+
+class _PackedSelfAttention:
+    """What stands before the attention's own class."""
+
+    def disentangled_attention_bias(self, query_layer: Tensor, key_layer: Tensor, *others: Any) -> Tensor:
+        attention: Any = self
+        heads: int = attention.num_attention_heads
+        trials = attention.trials_of_positions()
+        own = super().disentangled_attention_bias  # type: ignore[misc]
+        if trials == 1:
+            bias: Tensor = own(query_layer, key_layer, *others)
+            return bias
+        attention.num_attention_heads = trials * heads
+        try:
+            by_row = own(_as_heads(query_layer, trials, heads), _as_heads(key_layer, trials, heads), *others)
+        finally:
+            attention.num_attention_heads = heads
+        bias = by_row.unflatten(0, (-1, trials, heads)).transpose(0, 1).flatten(0, 2)
+        return bias
+
+    def transpose_for_scores(self, x: Tensor, attention_heads: int) -> Tensor:
+        """A projection without adapters is the same for all trials."""
+        attention: Any = self
+        times = attention_heads * attention.attention_head_size // x.shape[-1]
+        scores: Tensor = super().transpose_for_scores(  # type: ignore[misc]
+            x if times == 1 else x.repeat(1, 1, times), attention_heads
+        )
+        return scores
+
+    def trials_of_positions(self) -> int:
+        attention: Any = self
+        names = ("query_proj", "key_proj") if attention.share_att_key else ("pos_query_proj", "pos_key_proj")
+        projections = [getattr(attention, name, None) for name in names]
+        return max((layer.trials for layer in projections if isinstance(layer, PackedLora)), default=1)
+
+
+def _as_heads(layer: Tensor, trials: int, heads: int) -> Tensor:
+    """Of (trials · rows · heads, tokens, size) to (rows · trials · heads, tokens, size)."""
+    by_row: Tensor = layer.unflatten(0, (trials, -1, heads)).transpose(0, 1).flatten(0, 2)
+    return by_row
