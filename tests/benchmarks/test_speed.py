@@ -109,6 +109,7 @@ ONE, OTHER, TABLE, ROWS = torch.ones(100), torch.ones(100), torch.ones(1000, 8),
         (150, ONE.bfloat16),
         (80, lambda: torch.nn.functional.embedding(ROWS, TABLE)),
         (0, lambda: ONE.view(10, 10).t()[3:]),
+        (0, lambda: torch.empty_like(ONE)),
     ],
 )
 def test_what_is_moved_is_what_operations_read_and_write(floats: int, operation: Callable[[], Tensor]) -> None:
