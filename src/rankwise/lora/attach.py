@@ -27,7 +27,7 @@ from rankwise.base.model import DTYPES, BaseModel
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.frozen import FrozenLinear, frozen_linears
 from rankwise.lora.packed import PackedLinear, PackedLora, generator_for, initial_a
-from rankwise.lora.positions import positions_told_apart
+from rankwise.lora.positions import SharedLora, positions_told_apart, shares_positions
 from rankwise.records import Trial
 
 State = dict[str, Tensor]
@@ -147,8 +147,9 @@ def attached(
             factors = [
                 factor for group in pack.groups for factor in (group.views_of_a[number], group.views_of_b[number])
             ]
-            packed = PackedLora(linear, parts, factors)
-            _swap(base, originals, target.name, packed)
+            around = base.model.get_submodule(target.name.rpartition(".")[0])
+            kind = SharedLora if shares_positions(around) else PackedLora
+            _swap(base, originals, target.name, kind(linear, parts, factors))
         for name in base.trained_modules:
             weight, bias = (pack.views_of_heads.get(f"{name}.{key}") for key in ("weight", "bias"))
             assert weight is not None

@@ -106,14 +106,7 @@ class PackedLora(nn.Module):
         stop: int = self.parts[-1].stop
         return stop
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch outputs"]:
-        """Outputs are of d_out. A batch of one is what all trials share: its outputs are theirs, side by side."""
-        if self.trials > 1 and len(x) == 1:
-            by_trial = self._computed(x.expand(self.trials, *x.shape[1:]))
-            return by_trial.movedim(0, -2).flatten(-2)[None]
-        return self._computed(x)
-
-    def _computed(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
         y: Tensor = _PackedLoraFunction.apply(  # type: ignore[no-untyped-call]
             flat, self.base, self.parts, *self.factors

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.lora.packed import PackedLora
@@ -35,39 +36,47 @@ def positions_told_apart(model: nn.Module) -> Iterator[None]:
             module.__class__ = before
 
 
+class SharedLora(PackedLora):
+    """A layer of such attention. A batch of one is what all trials share: its outputs are theirs, side by side."""
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch outputs"]:
+        if self.trials == 1 or len(x) > 1:
+            return super().forward(x)
+        by_trial = super().forward(x.expand(self.trials, *x.shape[1:]))
+        return by_trial.movedim(0, -2).flatten(-2)[None]
+
+
 class _PackedSelfAttention:
     """What stands before the attention's own class."""
 
     def disentangled_attention_bias(self, query_layer: Tensor, key_layer: Tensor, *others: Any) -> Tensor:
         attention: Any = self
-        heads: int = attention.num_attention_heads
-        trials = attention.trials_of_positions()
-        own = super().disentangled_attention_bias  # type: ignore[misc]
-        if trials == 1:
-            bias: Tensor = own(query_layer, key_layer, *others)
-            return bias
+        own: Any = super()
+        heads, trials = attention.num_attention_heads, _trials(attention)
         attention.num_attention_heads = trials * heads
         try:
-            by_row = own(_as_heads(query_layer, trials, heads), _as_heads(key_layer, trials, heads), *others)
+            by_row: Tensor = own.disentangled_attention_bias(
+                _as_heads(query_layer, trials, heads), _as_heads(key_layer, trials, heads), *others
+            )
         finally:
             attention.num_attention_heads = heads
-        bias = by_row.unflatten(0, (-1, trials, heads)).transpose(0, 1).flatten(0, 2)
+        bias: Tensor = by_row.unflatten(0, (-1, trials, heads)).transpose(0, 1).flatten(0, 2)
         return bias
 
     def transpose_for_scores(self, x: Tensor, attention_heads: int) -> Tensor:
         """A projection without adapters is the same for all trials."""
         attention: Any = self
+        own: Any = super()
         times = attention_heads * attention.attention_head_size // x.shape[-1]
-        scores: Tensor = super().transpose_for_scores(  # type: ignore[misc]
-            x if times == 1 else x.repeat(1, 1, times), attention_heads
-        )
+        scores: Tensor = own.transpose_for_scores(x if times == 1 else x.repeat(1, 1, times), attention_heads)
         return scores
 
-    def trials_of_positions(self) -> int:
-        attention: Any = self
-        names = ("query_proj", "key_proj") if attention.share_att_key else ("pos_query_proj", "pos_key_proj")
-        projections = [getattr(attention, name, None) for name in names]
-        return max((layer.trials for layer in projections if isinstance(layer, PackedLora)), default=1)
+
+def _trials(attention: Any) -> int:
+    """How many have projections of positions of their own; 1 where all have the base model's."""
+    names = ("query_proj", "key_proj") if attention.share_att_key else ("pos_query_proj", "pos_key_proj")
+    projections = [getattr(attention, name, None) for name in names]
+    return max((layer.trials for layer in projections if isinstance(layer, SharedLora)), default=1)
 
 
 def _as_heads(layer: Tensor, trials: int, heads: int) -> Tensor:
