@@ -244,13 +244,25 @@ def test_limits_shown_are_the_one_sided_ones() -> None:
     assert decision.verdicts[-1].difference == Interval(0.0, 0.0, 0.0)
 
 
-def test_a_verdict_that_a_few_examples_carry_is_contradicted_by_the_bootstrap() -> None:
+def test_a_rank_that_fails_on_a_few_examples_is_not_called_sufficient() -> None:
     """One example of fifty loses much: another draw of examples may well hold three such."""
     excess = np.full(50, -0.04)
     excess[0] = 0.82
     noise = 1e-4 * np.random.default_rng(0).normal(size=(2, 5, 50))
     losses = np.stack([np.tile(excess, (5, 1)), np.zeros((5, 50))]) + noise
     decision = decide(losses, np.ones(50), ranks=(4, 8), margin=Margin(absolute=0.01))
+    assert verdicts(decision) == ["unresolved", "sufficient"]
+    # By Student's t it would suffice.
+    contrast = losses[0] - losses[1] - 0.01
+    assert contrast.mean() + 1.68 * contrast.mean(axis=0).std(ddof=1) / math.sqrt(50) < 0
+
+
+def test_a_verdict_that_the_bootstrap_does_not_confirm_is_contradicted() -> None:
+    """Where chance is of each seed and example alone, resampling both counts it more than once."""
+    generator = np.random.default_rng(6)
+    losses = np.stack([0.5 * generator.normal(size=(3, 150)), np.zeros((3, 150))])
+    baseline = 1 + 0.1 * generator.normal(size=150)
+    decision = decide(losses, baseline, ranks=(4, 8), margin=Margin(absolute=0.05))
     assert verdicts(decision) == ["sufficient", "sufficient"]
     assert [verdict.contradicted for verdict in decision.verdicts] == [True, False]
     ordinary = decided((0.0, 0.0), examples=100)

@@ -2,8 +2,8 @@
 
 One draw of examples is shared by all seeds, as the examples themselves are; seeds are drawn beside
 them. Its intervals are too narrow with few seeds (5 seeds cover .86 to .94 of a nominal 95 %), so it
-decides nothing. But it assumes no distribution: where it contradicts the t interval, a few examples
-or one seed carry the verdict.
+decides nothing. But it assumes no distribution: where it does not confirm a verdict, that hangs by what the limits
+assume.
 """
 
 from __future__ import annotations

@@ -4,6 +4,11 @@ Every seed is scored on the same examples, so the two sources of chance are cros
 would move all examples, another example would move all seeds. An interval over seeds alone forgets
 that the examples are a sample, one over examples alone forgets that training is; and resampling
 seeds, then examples anew inside each (the nested bootstrap) forgets that they are shared.
+
+Student's t takes chance to be even. Where a few examples carry a mean, as losses on what a model fails at do, a sample
+with too few of them looks both good and sure: t then errs on one side two or three times as often as it says. So the
+limit on the side of the long tail is moved out. The other one is not moved in, for which it would take more examples to
+know the tail well enough.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ class CrossedMean:
 
     `from_seeds` and `from_examples` are the squared standard errors that seeds and examples (clusters,
     where there are any) cause; both contain `shared`, that of the residual. None with fewer than two
-    seeds or clusters. `clusters` are as many as weigh as much if all were of equal size.
+    seeds or clusters. `clusters` are as many as weigh as much if all were of equal size. `skewness` is that of what
+    examples cause: above 0 where a few of them lie far above the others.
     """
 
     mean: float
@@ -37,6 +43,7 @@ class CrossedMean:
     from_seeds: float | None
     from_examples: float | None
     shared: float | None
+    skewness: float
 
     @property
     def variance(self) -> float | None:
@@ -46,7 +53,7 @@ class CrossedMean:
         return max(self.from_seeds, self.from_examples, self.from_seeds + self.from_examples - self.shared)
 
     def interval(self, confidence: float) -> Interval:
-        """Two-sided limits: Student's t with Satterthwaite's degrees of freedom for the two sources."""
+        """Two-sided limits, see `crossed_interval`."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
         variance = self.variance
@@ -54,9 +61,28 @@ class CrossedMean:
             return Interval(self.mean, None, None)
         if variance == 0:
             return Interval(self.mean, self.mean, self.mean)
-        freedom = satterthwaite(self.from_seeds, self.seeds, self.from_examples, self.clusters, variance)
-        half_width = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
-        return Interval(self.mean, self.mean - half_width, self.mean + half_width)
+        freedom = float(satterthwaite(self.from_seeds, self.seeds, self.from_examples, self.clusters, variance))
+        # What seeds cause is taken to be even: too few are known to say more.
+        skewness = self.skewness * (self.from_examples / variance) ** 1.5
+        return _limits(self.mean, variance, freedom, skewness, confidence)
+
+
+def _limits(mean: float, variance: float, freedom: float, skewness: float, confidence: float) -> Interval:
+    t, error = float(stdtrit(freedom, (1 + confidence) / 2)), math.sqrt(variance)
+    return Interval(mean, mean - error * _stretched(t, -skewness), mean + error * _stretched(t, skewness))
+
+
+def _stretched(t: float, skewness: float) -> float:
+    """Standard errors from a mean to its limit on the side of the long tail where `skewness` is above 0; at least t.
+
+    What the BCa bootstrap would come to, without resampling: for a mean, w/(1 - aw)² with w = t + a and a sixth of the
+    skewness as a. Of rare failures it is the exact binomial limit but for 6 %, of a single one 15 %. Source: DiCiccio &
+    Efron 1996, "Bootstrap confidence intervals", Statistical Science 11, section 4 (ABC).
+    """
+    a = skewness / 6
+    w = t + a
+    # Only a handful of examples, or a limit that is all but certain, come beyond a half: there is a pole at 1.
+    return max(t, w / (1 - min(a * w, 0.5)) ** 2)
 
 
 def satterthwaite(
@@ -85,34 +111,43 @@ def over_examples(
     groups: Int[np.ndarray, " examples"] | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of one value an example and its two-sided limits by Student's t; none where the values do not vary.
+    """The mean of one value an example and its two-sided limits; none where the values do not vary.
 
-    For one adapter alone, where nothing is known of other seeds. `groups` as in `crossed_interval`; no limits from one
-    cluster.
+    For one adapter alone, where nothing is known of other seeds. Limits and `groups` as in `crossed_interval`; no
+    limits from one cluster.
     """
     mean = float(values.mean(dtype=np.float64))
-    clusters, variance = _of_clusters(values.astype(np.float64) - mean, groups)
+    clusters, variance, skewness = _of_clusters(values.astype(np.float64) - mean, groups)
     if np.ptp(values) == 0 or variance is None:
         return Interval(mean, None, None)
-    half_width = float(stdtrit(clusters - 1, (1 + confidence) / 2)) * math.sqrt(variance)
-    return Interval(mean, mean - half_width, mean + half_width)
+    return _limits(mean, variance, clusters - 1, skewness, confidence)
 
 
 def _of_clusters(
     effects: Float[np.ndarray, " examples"], groups: Int[np.ndarray, " examples"] | None
-) -> tuple[int | float, float | None]:
-    """How many clusters there are, and the variance of the mean that they cause; None of one cluster.
+) -> tuple[int | float, float | None, float]:
+    """How many clusters there are, and the variance and skewness of the mean that they cause; None of one cluster.
 
-    `effects` are deviations from the mean. The variance is the jackknife's: of what the mean moves by where a cluster
-    is left out.
+    `effects` are deviations from the mean. Variance and skewness are the jackknife's: of what the mean moves by where a
+    cluster is left out.
     """
     each = np.arange(len(effects)) if groups is None else groups
     _, members, sizes = np.unique(each, return_inverse=True, return_counts=True)
     sums, count = np.bincount(members, weights=effects), len(sizes)
     if count == 1:
-        return 1, None
+        return 1, None, 0.0
     moves = sums / (len(effects) - sizes)
-    return len(effects) ** 2 / float(sizes @ sizes), float(moves @ moves) * (count - 1) / count
+    variance = float(moves @ moves) * (count - 1) / count
+    return len(effects) ** 2 / float(sizes @ sizes), variance, _skewness(moves)
+
+
+def _skewness(values: Float[np.ndarray, " values"]) -> float:
+    """Of the mean of values around 0: their own over the root of their number."""
+    largest = float(np.abs(values).max())
+    if largest == 0:
+        return 0.0
+    units = values / largest  # whose cubes neither vanish nor overflow
+    return float((units**3).sum() / (units @ units) ** 1.5)
 
 
 def crossed_mean(
@@ -131,9 +166,9 @@ def crossed_mean(
     centre = float(deviations.mean())
     seed_effects = deviations.mean(axis=1) - centre
     example_effects = deviations.mean(axis=0) - centre
-    clusters, from_examples = _of_clusters(example_effects, groups)
+    clusters, from_examples, skewness = _of_clusters(example_effects, groups)
     if seeds == 1 or from_examples is None:
-        return CrossedMean(origin + centre, seeds, examples, clusters, None, None, None)
+        return CrossedMean(origin + centre, seeds, examples, clusters, None, None, None, 0.0)
     residuals = deviations - centre - seed_effects[:, None] - example_effects
     return CrossedMean(
         origin + centre,
@@ -143,6 +178,7 @@ def crossed_mean(
         from_seeds=float(seed_effects @ seed_effects) / (seeds - 1) / seeds,
         from_examples=from_examples,
         shared=float((residuals**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples),
+        skewness=skewness,
     )
 
 
@@ -176,12 +212,14 @@ def crossed_interval(
     makes SE² smaller than the larger of its first two terms, that term is taken. With G clusters the
     second term is the jackknife's, (G-1)/G·Σ_g(m_{-g} - m)² with m_{-g} the mean without cluster g, and
     the clusters count as n²/Σn_g². The limits are Student's t with Satterthwaite's degrees of freedom for
-    the two terms.
+    the two terms, but where examples are skewed the one on the side of their long tail lies farther out, as the BCa
+    bootstrap has it; the skewness is the jackknife's too.
 
     Sources: Searle, Casella & McCulloch 1992, "Variance Components", chapter 4 (balanced two-way
     random model); Satterthwaite 1946, Biometrics Bulletin 2; Cameron & Miller 2015, "A practitioner's
     guide to cluster-robust inference"; of clusters of uneven size: MacKinnon, Nielsen & Webb 2023, "Cluster-robust
-    inference: a guide to empirical practice" (the jackknife), Kish 1965, "Survey Sampling" (their number).
+    inference: a guide to empirical practice" (the jackknife), Kish 1965, "Survey Sampling" (their number); of skewness:
+    DiCiccio & Efron 1996, "Bootstrap confidence intervals", Statistical Science 11.
 
     Coverage of a nominal 95 % over 4,000 simulated data sets: .94 to .96 with 5 seeds; with 3 seeds
     .92 and with 2 seeds .87 in the worst case, where seeds cause nine tenths of the variance; .94
