@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,32 @@ def test_what_is_said_to_be_needed_suffices_in_four_of_five_cases(
 ) -> None:
     outcomes = followed(seeds, mean, more=more, of_seeds=of_seeds, of_examples=of_examples)
     assert np.mean(outcomes) >= POWER
+
+
+def test_losses_that_a_few_examples_carry_need_more() -> None:
+    """One in a hundred loses 2 nats, the margin is 0.04: a size that counts chance as even does in half of cases."""
+    generator = np.random.default_rng(0)
+
+    def lost(examples: int) -> np.ndarray:
+        return 2.0 * (generator.random(examples) < 0.01) + 0.02 * generator.normal(size=(3, examples)) - 0.04
+
+    shown: list[bool] = []
+    shown_if_even: list[bool] = []
+    while len(shown) < 150:
+        pilot = lost(200)
+        contrast = crossed_mean(pilot)
+        limits = contrast.interval(0.9)
+        needed, if_even = (needed_examples(one, -0.02, 0.95) for one in (contrast, replace(contrast, skewness=0.0)))
+        assert limits.high is not None
+        if limits.high < 0 or needed is None or if_even is None:
+            continue
+        whole = np.hstack([pilot, lost(max(needed, if_even) - 200)])
+        for size, found in ((needed, shown), (if_even, shown_if_even)):
+            high = crossed_mean(whole[:, :size]).interval(0.9).high
+            assert high is not None
+            found.append(high < 0)
+    assert np.mean(shown) > 0.7
+    assert np.mean(shown_if_even) < 0.6
 
 
 def test_the_size_is_the_smallest_with_enough_power() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,21 +68,23 @@ class CrossedMean:
 
 
 def _limits(mean: float, variance: float, freedom: float, skewness: float, confidence: float) -> Interval:
-    t, error = float(stdtrit(freedom, (1 + confidence) / 2)), math.sqrt(variance)
-    return Interval(mean, mean - error * _stretched(t, -skewness), mean + error * _stretched(t, skewness))
+    alone, error = (1 + confidence) / 2, math.sqrt(variance)
+    down, up = (error * float(standard_errors(alone, freedom, one)) for one in (-skewness, skewness))
+    return Interval(mean, mean - down, mean + up)
 
 
-def _stretched(t: float, skewness: float) -> float:
-    """Standard errors from a mean to its limit on the side of the long tail where `skewness` is above 0; at least t.
+def standard_errors(confidence: float, freedom: Number, skewness: Number) -> Number:
+    """How far its one-sided limit is from a mean, on the side of the long tail where `skewness` is above 0; at least t.
 
     What the BCa bootstrap would come to, without resampling: for a mean, w/(1 - aw)² with w = t + a and a sixth of the
     skewness as a. Of rare failures it is the exact binomial limit but for 6 %, of a single one 15 %. Source: DiCiccio &
     Efron 1996, "Bootstrap confidence intervals", Statistical Science 11, section 4 (ABC).
     """
+    t = cast(Number, stdtrit(freedom, confidence))
     a = skewness / 6
     w = t + a
     # Only a handful of examples, or a limit that is all but certain, come beyond a half: there is a pole at 1.
-    return max(t, w / (1 - min(a * w, 0.5)) ** 2)
+    return np.maximum(t, w / (1 - np.minimum(a * w, 0.5)) ** 2)
 
 
 def satterthwaite(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import chdtri, ndtr, stdtrit
+from scipy.special import chdtri, ndtr
 
-from rankwise.decide.interval import CrossedMean, satterthwaite
+from rankwise.decide.interval import CrossedMean, satterthwaite, standard_errors
 
 POWER = 0.8
 _MOST_SEEDS = 1000
@@ -79,9 +79,11 @@ def power(contrast: CrossedMean, true_mean: float, confidence: float, *, seeds: 
         return 1.0
     freedom = satterthwaite(from_seeds, seeds, from_examples, clusters, variance)
     standard_error = np.sqrt(variance * chdtri(freedom, luck) / freedom)
+    skewness = contrast.skewness / scale**0.5 * (from_examples / variance) ** 1.5
+    limit = standard_errors(confidence, freedom, skewness) * standard_error
     mean = true_mean + (contrast.mean - true_mean) * variance / seen
     spread = np.sqrt(variance * np.maximum(1 - variance / seen, 1e-12))
-    return float(ndtr((-stdtrit(freedom, confidence) * standard_error - mean) / spread).mean())
+    return float(ndtr((-limit - mean) / spread).mean())
 
 
 def _factors(freedom: int | float) -> Float[np.ndarray, " quantiles"]:
