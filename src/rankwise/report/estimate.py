@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from rankwise.records import MemoryEstimate, ModelEstimate, RankEstimate, TrainingCost
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table, widest_that_fits
+from rankwise.report.terminal import WidestSheet, shown, terminal_table
 from rankwise.report.text import bytes_text, isolated, share_text
 
 # Where the rank takes less than this of the peak, memory is saved elsewhere.
@@ -119,28 +119,14 @@ def memory_sheet(memory: MemoryEstimate) -> Sheet:
     )
 
 
-@dataclass(frozen=True)
-class _RankTable:
-    """Laid out once the width is known: rich asks while it prints."""
-
-    estimate: ModelEstimate
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        sheets = (rank_sheet(self.estimate, wider) for wider in reversed(range(len(_WIDER_COLUMNS) + 1)))
-        sheet = widest_that_fits(sheets, console, options)
-        yield terminal_table(sheet)
-        yield from map(Text, sheet.below)
-
-
 def estimate_table(estimate: ModelEstimate) -> RenderableType:
     """The ranks, in as many columns as the terminal has room for."""
-    return _RankTable(estimate)
+    return WidestSheet(partial(rank_sheet, estimate), len(_WIDER_COLUMNS))
 
 
 def methods_table(estimate: ModelEstimate) -> RenderableType:
     """The ways to train."""
-    sheet = methods_sheet(estimate)
-    return Group(terminal_table(sheet), *map(Text, sheet.below))
+    return shown(methods_sheet(estimate))
 
 
 def layer_table(estimate: ModelEstimate) -> RenderableType:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from rankwise.fidelity import PROBE
 from rankwise.records import ConfirmedSpectrum, RankPattern, RankProbe
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table
+from rankwise.report.terminal import shown
 from rankwise.report.text import DASH, bytes_text, isolated, seconds_text, share_text
 
 _HEADS = ("modules", "r at\n90 %", "r at\n95 %", "stable\nrank", "entropy\nrank", "confirmed")
@@ -29,8 +28,7 @@ def probe_sheet(probe: RankProbe) -> Sheet:
 
 
 def probe_table(probe: RankProbe) -> RenderableType:
-    sheet = probe_sheet(probe)
-    return Group(terminal_table(sheet), *map(Text, sheet.below))
+    return shown(probe_sheet(probe))
 
 
 def _row(name: str, spectrum: ConfirmedSpectrum, confirmed: str = DASH) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.text import Text
+from rich.console import Group, RenderableType
 
 from rankwise.records import AdapterSpectrum, GroupSpectrum, Interval, Measured, ResizedAdapter, ResizedModule
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table, widest_that_fits
+from rankwise.report.terminal import WidestSheet, shown
 from rankwise.report.text import DASH, isolated, nll_text, share_text
 
 _SPARE = 2
@@ -108,28 +108,13 @@ def _change(change: Interval, factor: float, digits: int) -> tuple[str, str]:
     return text(change.mean), limits
 
 
-@dataclass(frozen=True)
-class _SpectrumTable:
-    """Laid out once the width is known: rich asks while it prints."""
-
-    spectrum: AdapterSpectrum
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        sheets = (spectrum_sheet(self.spectrum, spare) for spare in reversed(range(_SPARE + 1)))
-        yield _shown(widest_that_fits(sheets, console, options))
-
-
 def spectrum_table(spectrum: AdapterSpectrum) -> RenderableType:
     """The spectrum, in as many columns as the terminal has room for."""
-    return _SpectrumTable(spectrum)
+    return WidestSheet(partial(spectrum_sheet, spectrum), _SPARE)
 
 
 def resized_table(resized: ResizedAdapter) -> RenderableType:
-    return Group(*map(_shown, resized_sheets(resized)))
-
-
-def _shown(sheet: Sheet) -> RenderableType:
-    return Group(terminal_table(sheet), *map(Text, sheet.below))
+    return Group(*map(shown, resized_sheets(resized)))
 
 
 def _resized_row(name: str, modules: Sequence[ResizedModule], energy: float | None = None) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rankwise.records import Baseline, FullFineTuning, RankComparison, RankExperiment
 from rankwise.report.sheet import Heading, Sheet
-from rankwise.report.terminal import terminal_table, widest_that_fits
+from rankwise.report.terminal import WidestSheet
 from rankwise.report.text import DASH, bytes_text, isolated, nll_text, seconds_text, share_text
 
 _SPARE = 3
@@ -105,20 +106,6 @@ def comparison_sheet(comparison: RankComparison, spare: int = _SPARE) -> Sheet:
     return Sheet(_title(comparison), headings, rows, _caption(comparison, with_nll=spare >= 2))
 
 
-@dataclass(frozen=True)
-class _ComparisonTable:
-    """The table, laid out once the width is known: rich asks while it prints."""
-
-    comparison: RankComparison
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        sheets = (comparison_sheet(self.comparison, spare) for spare in reversed(range(_SPARE + 1)))
-        sheet = widest_that_fits(sheets, console, options)
-        table = terminal_table(sheet)
-        table.caption, table.caption_justify = Text("\n".join(sheet.below)), "left"
-        yield table
-
-
 def _title(comparison: RankComparison) -> str:
     base = "" if comparison.base in ("float32", "bfloat16") else f" in {comparison.base}"
     return f"{isolated(comparison.task)} on {isolated(comparison.model)}{base}"
@@ -154,8 +141,8 @@ def _caption(comparison: RankComparison, *, with_nll: bool) -> list[str]:
 
 
 def comparison_table(comparison: RankComparison) -> RenderableType:
-    """A row for rank 0 and for each rank; the caption says what the figures are."""
-    return _ComparisonTable(comparison)
+    """A row for rank 0 and for each rank, and below it what the figures are."""
+    return WidestSheet(partial(comparison_sheet, comparison), _SPARE)
 
 
 def comparison_notes(comparison: RankComparison) -> RenderableType:

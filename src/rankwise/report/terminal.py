@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -28,10 +29,25 @@ def terminal_table(sheet: Sheet) -> Table:
     return table
 
 
-def widest_that_fits(sheets: Iterable[Sheet], console: Console, options: ConsoleOptions) -> Sheet:
-    """The first of these, from wide to narrow, whose table the terminal has room for; the last where none fits."""
-    boundless = options.update_width(1000)
-    for sheet in sheets:
-        if Measurement.get(console, boundless, terminal_table(sheet)).maximum <= options.max_width:
-            break
-    return sheet
+def shown(sheet: Sheet) -> RenderableType:
+    """The sheet with the lines below it."""
+    return Group(terminal_table(sheet), *map(Text, sheet.below))
+
+
+@dataclass(frozen=True)
+class WidestSheet:
+    """A table in as many columns as the terminal has room for: rich says how much that is when it prints.
+
+    `sheet` makes the one with so many kinds of columns to spare, of which there are `spare`.
+    """
+
+    sheet: Callable[[int], Sheet]
+    spare: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        boundless = options.update_width(1000)
+        for spare in reversed(range(self.spare + 1)):
+            sheet = self.sheet(spare)
+            if Measurement.get(console, boundless, terminal_table(sheet)).maximum <= options.max_width:
+                break
+        yield shown(sheet)
