@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from rankwise.records import RankComparison, RankExperiment
+from rankwise.records import Baseline, FullFineTuning, RankComparison, RankExperiment
 from rankwise.report.charts.chart import (
     BLUE,
     GREEN,
@@ -15,6 +15,7 @@ from rankwise.report.charts.chart import (
     ORANGE,
     Chart,
     Point,
+    Spec,
     limits,
     rank_axis,
     rule_with_name,
@@ -27,81 +28,96 @@ from rankwise.report.charts.chart import (
 from rankwise.report.text import DASH, bytes_text, nll_text, seconds_text, share_text
 
 
+@dataclass(frozen=True)
+class _Quality:
+    """The metric that decides, as an axis and its figures."""
+
+    by_nll: bool
+
+    @property
+    def name(self) -> str:
+        return "NLL, nats" if self.by_nll else "accuracy"
+
+    def value(self, of: RankExperiment | Baseline | FullFineTuning) -> float:
+        return of.nll if self.by_nll else of.accuracy
+
+    def text(self, value: float) -> str:
+        return nll_text(value) if self.by_nll else share_text(value)
+
+
 def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
-    by_nll = comparison.recommendation.metric == "nll"
-    name = "NLL, nats" if by_nll else "accuracy"
-    show = nll_text if by_nll else share_text
-
-    def value(of: Any) -> float:
-        return float(of.nll if by_nll else of.accuracy)
-
-    points = [
-        {
-            "rank": row.rank,
-            "value": value(row),
-            **limits(low, high),
-            "label": f"r={row.rank}: {name} {show(value(row))}"
-            + (f", {show(low)} to {show(high)} with all ranks at once" if low is not None and high is not None else ""),
-        }
-        for row in rows
-        if math.isfinite(value(row))
-        for low, high in [(row.simultaneous_low, row.simultaneous_high)]
-    ]
-    others: list[Point] = [{"value": value(comparison.baseline), "name": "rank 0"}]
-    if comparison.full is not None and math.isfinite(value(comparison.full)):
-        others.append({"value": value(comparison.full), "name": "full fine-tuning"})
+    metric = _Quality(comparison.recommendation.metric == "nll")
+    others: list[Point] = [{"value": metric.value(comparison.baseline), "name": "rank 0"}]
+    if comparison.full is not None and math.isfinite(metric.value(comparison.full)):
+        others.append({"value": metric.value(comparison.full), "name": "full fine-tuning"})
     for other in others:
-        other["label"] = f"{other['name']}: {name} {show(other['value'])}"
-    reference = rows[-1]
-    margin, layers = comparison.recommendation.margin, []
-    if margin is not None and math.isfinite(value(reference)):
-        at = value(reference)
-        worst = at + margin if by_nll else at - margin
-        area = {
-            "from": at,
-            "to": worst,
-            "label": f"the margin: as good as r={reference.rank} is {show(worst)} or {'less' if by_nll else 'more'}",
-        }
-        layers.append(
-            {
-                "data": {"values": [area]},
-                "mark": {"type": "rect", "color": GREEN, "opacity": 0.18},
-                "encoding": {"y": y_axis("from", name), "y2": {"field": "to"}, "description": LABEL},
-            }
-        )
-    layers += [
-        rule_with_name(others, "value", name),
-        {
-            "data": {"values": points},
-            "encoding": {"x": rank_axis(rows), "description": LABEL},
-            "layer": [
-                {
-                    "mark": {"type": "rule", "color": BLUE, "strokeWidth": 2},
-                    "encoding": {"y": y_axis("low", name), "y2": {"field": "high"}},
-                },
-                {"mark": {"type": "line", "color": BLUE, "opacity": 0.5}, "encoding": {"y": y_axis("value", name)}},
-                {
-                    "mark": {"type": "point", "color": BLUE, "filled": True, "size": 90, "opacity": 1},
-                    "encoding": {"y": y_axis("value", name)},
-                },
-            ],
-        },
-    ]
-    band = f" The green band is the margin around the reference, r={reference.rank}." if margin is not None else ""
+        other["label"] = f"{other['name']}: {metric.name} {metric.text(other['value'])}"
+    margin, name = comparison.recommendation.margin, metric.name
+    layers = [rule_with_name(others, "value", name), _ranks_with_limits(metric, rows)]
+    if margin is not None and math.isfinite(metric.value(rows[-1])):
+        layers.insert(0, _margin_band(metric, rows[-1], margin))
+    band = f" The green band is the margin around the reference, r={rows[-1].rank}." if margin is not None else ""
     table = [
-        (str(row.rank), *(DASH if each is None else show(each) for each in (value(row), low, high)))
+        (str(row.rank), *(DASH if each is None else metric.text(each) for each in (metric.value(row), low, high)))
         for row in rows
         for low, high in [(row.simultaneous_low, row.simultaneous_high)]
     ]
-    table += [(str(other["name"]), show(other["value"]), DASH, DASH) for other in others]
+    table += [(str(other["name"]), metric.text(other["value"]), DASH, DASH) for other in others]
     return Chart(
         "quality",
         "Quality by rank",
-        f"{name[0].upper()}{name[1:]} on the test split{', less is better' if by_nll else ''}. Bars hold for all ranks "
-        f"at once with 95 %.{band}",
+        f"{name[0].upper()}{name[1:]} on the test split{', less is better' if metric.by_nll else ''}. Bars hold for "
+        f"all ranks at once with 95 %.{band}",
         specification(layer=layers),
         sheet_of("Quality by rank", ("rank", name, "low", "high"), table),
     )
+
+
+def _margin_band(metric: _Quality, reference: RankExperiment, margin: float) -> Spec:
+    at = metric.value(reference)
+    worst = at + margin if metric.by_nll else at - margin
+    good = f"{metric.text(worst)} or {'less' if metric.by_nll else 'more'}"
+    area = {"from": at, "to": worst, "label": f"the margin: as good as r={reference.rank} is {good}"}
+    return {
+        "data": {"values": [area]},
+        "mark": {"type": "rect", "color": GREEN, "opacity": 0.18},
+        "encoding": {"y": y_axis("from", metric.name), "y2": {"field": "to"}, "description": LABEL},
+    }
+
+
+def _ranks_with_limits(metric: _Quality, rows: Sequence[RankExperiment]) -> Spec:
+    name = metric.name
+    points = [
+        {
+            "rank": row.rank,
+            "value": metric.value(row),
+            **limits(low, high),
+            "label": f"r={row.rank}: {name} {metric.text(metric.value(row))}"
+            + (
+                ""
+                if low is None or high is None
+                else f", {metric.text(low)} to {metric.text(high)} with all ranks at once"
+            ),
+        }
+        for row in rows
+        if math.isfinite(metric.value(row))
+        for low, high in [(row.simultaneous_low, row.simultaneous_high)]
+    ]
+    return {
+        "data": {"values": points},
+        "encoding": {"x": rank_axis(rows), "description": LABEL},
+        "layer": [
+            {
+                "mark": {"type": "rule", "color": BLUE, "strokeWidth": 2},
+                "encoding": {"y": y_axis("low", name), "y2": {"field": "high"}},
+            },
+            {"mark": {"type": "line", "color": BLUE, "opacity": 0.5}, "encoding": {"y": y_axis("value", name)}},
+            {
+                "mark": {"type": "point", "color": BLUE, "filled": True, "size": 90, "opacity": 1},
+                "encoding": {"y": y_axis("value", name)},
+            },
+        ],
+    }
 
 
 def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
@@ -175,8 +191,7 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
 
 
 def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
-    by_nll = comparison.recommendation.metric == "nll"
-    name, show = ("NLL, nats", nll_text) if by_nll else ("accuracy", share_text)
+    metric = _Quality(comparison.recommendation.metric == "nll")
     peaks = [row.peak_memory_bytes for row in rows if row.peak_memory_bytes is not None]
     unit, size = unit_of_memory(max(peaks, default=0))
     costs: list[tuple[str, list[float], Callable[[float], str]]] = [
@@ -193,52 +208,21 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
         points = [
             {
                 "cost": cost,
-                "value": row.nll if by_nll else row.accuracy,
+                "value": metric.value(row),
                 "name": f"r={row.rank}",
                 "above": 1 if place % 2 else -1,
-                "label": f"r={row.rank}: {title.split(',')[0]} {as_text(cost)}, {name} "
-                f"{show(row.nll if by_nll else row.accuracy)}",
+                "label": f"r={row.rank}: {title.split(',')[0]} {as_text(cost)}, {metric.name} "
+                f"{metric.text(metric.value(row))}",
             }
             for place, (row, cost) in enumerate(zip(rows, values, strict=True))
             if math.isfinite(cost) and math.isfinite(row.nll)
         ]
         if points:
-            encoding = {
-                "x": {
-                    "field": "cost",
-                    "type": "quantitative",
-                    "title": title,
-                    "scale": {"zero": False, "padding": 24},
-                    "axis": {"tickCount": 3, "format": "~s", "grid": False},
-                },
-                "y": y_axis("value", name, padding=24),
-                "description": LABEL,
-            }
-            panels.append(
-                {
-                    "data": {"values": points},
-                    "width": 200,
-                    "height": 200,
-                    "encoding": encoding,
-                    "layer": [
-                        {"mark": {"type": "line", "color": GREY, "opacity": 0.5}},
-                        {"mark": {"type": "point", "color": BLUE, "filled": True, "size": 80, "opacity": 1}},
-                        {
-                            "mark": {
-                                "type": "text",
-                                "dy": {"expr": "14 * datum.above"},
-                                "color": "currentColor",
-                                "aria": False,
-                            },
-                            "encoding": {"text": {"field": "name"}},
-                        },
-                    ],
-                }
-            )
+            panels.append(_panel(metric, title, points))
     table = [
         (
             str(row.rank),
-            show(row.nll if by_nll else row.accuracy),
+            metric.text(metric.value(row)),
             f"{row.trainable_params:,}",
             seconds_text(row.training_time_seconds),
             bytes_text(row.peak_memory_bytes),
@@ -250,5 +234,35 @@ def cost(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
         "Quality by cost",
         "What training a rank alone takes: quality is worth its cost only where a curve still rises.",
         specification(concat=panels, columns=3),
-        sheet_of("Quality by cost", ("rank", name, "trainable parameters", "training time", "peak memory"), table),
+        sheet_of(
+            "Quality by cost", ("rank", metric.name, "trainable parameters", "training time", "peak memory"), table
+        ),
     )
+
+
+def _panel(metric: _Quality, title: str, points: Sequence[Point]) -> Spec:
+    """Quality by one kind of cost."""
+    return {
+        "data": {"values": list(points)},
+        "width": 200,
+        "height": 200,
+        "encoding": {
+            "x": {
+                "field": "cost",
+                "type": "quantitative",
+                "title": title,
+                "scale": {"zero": False, "padding": 24},
+                "axis": {"tickCount": 3, "format": "~s", "grid": False},
+            },
+            "y": y_axis("value", metric.name, padding=24),
+            "description": LABEL,
+        },
+        "layer": [
+            {"mark": {"type": "line", "color": GREY, "opacity": 0.5}},
+            {"mark": {"type": "point", "color": BLUE, "filled": True, "size": 80, "opacity": 1}},
+            {
+                "mark": {"type": "text", "dy": {"expr": "14 * datum.above"}, "color": "currentColor", "aria": False},
+                "encoding": {"text": {"field": "name"}},
+            },
+        ],
+    }
