@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Told:
+class _Listener:
     """One tracker, and what it has: the last step of each run that is open."""
 
     name: str
@@ -80,11 +80,11 @@ class Reporting:
         self._journal = journal
         self._shared = shared
         self._params = params
-        self._trackers = [_Told(name, connect(name, _group(directory, journal))) for name in names]
+        self._listeners = [_Listener(name, connect(name, _group(directory, journal))) for name in names]
 
     def step(self, report: StepReport) -> None:
         """A pack is at a step."""
-        self._tell(self._trackers, lambda told: self._step(told, report))
+        self._tell(self._listeners, lambda listener: self._step(listener, report))
 
     def settle(self, results: Mapping[Trial, TrialResult]) -> None:
         """All trials are over."""
@@ -99,45 +99,47 @@ class Reporting:
 
     def close(self) -> None:
         """What is open by now was interrupted; a later start goes on with it."""
-        self._tell(self._trackers, _Told.interrupt)
+        self._tell(self._listeners, _Listener.interrupt)
 
     def _of(self, trial: Trial) -> Values:
         return {**asdict(trial), **self._params(trial), **self._shared}
 
-    def _step(self, told: _Told, report: StepReport) -> None:
+    def _step(self, listener: _Listener, report: StepReport) -> None:
         evaluations = report.evaluations or (None,) * len(report.trials)
         now = [one if one and one.step == report.step else None for one in evaluations]
-        if not any(now) and time.monotonic() < told.not_before:
+        if not any(now) and time.monotonic() < listener.not_before:
             return
         for trial in report.trials:
-            told.open(trial.id, self._of(trial))
+            listener.open(trial.id, self._of(trial))
         started = time.monotonic()
         for trial, nll, evaluation in zip(report.trials, report.train_nll, now, strict=True):
-            told.add(trial.id, {report.step: _figures(nll, evaluation)})
+            listener.add(trial.id, {report.step: _figures(nll, evaluation)})
         ended = time.monotonic()
-        told.not_before = ended + _PAUSE * (ended - started)
+        listener.not_before = ended + _PAUSE * (ended - started)
 
     def _end(self, run: str, params: Values, points: Points, outcome: Values) -> None:
         status = outcome["status"]
         known = {event["to"]: event["status"] for event in self._journal.of("reported") if event["run"] == run}
-        others = [told for told in self._trackers if run in told.last_steps or known.get(told.name) != status]
-        for told in self._tell(others, lambda told: told.end(run, params, points, outcome)):
-            self._journal.append("reported", to=told.name, run=run, status=status)
+        others = [
+            listener for listener in self._listeners if run in listener.last_steps or known.get(listener.name) != status
+        ]
+        for listener in self._tell(others, lambda listener: listener.end(run, params, points, outcome)):
+            self._journal.append("reported", to=listener.name, run=run, status=status)
 
-    def _tell(self, trackers: Iterable[_Told], tell: Callable[[_Told], None]) -> list[_Told]:
+    def _tell(self, listeners: Iterable[_Listener], tell: Callable[[_Listener], None]) -> list[_Listener]:
         """Those that were told; the others have failed, and are left out from now on."""
         done = []
-        for told in tuple(trackers):
+        for listener in tuple(listeners):
             try:
-                tell(told)
+                tell(listener)
             # A back end's errors are of any kind, and hours of training are worth more than a picture of them.
             except Exception as error:
-                self._trackers.remove(told)
+                self._listeners.remove(listener)
                 _log.warning(
-                    "report-to: %s failed (%s); the comparison goes on without it", told.name, reason_of(error)
+                    "report-to: %s failed (%s); the comparison goes on without it", listener.name, reason_of(error)
                 )
             else:
-                done.append(told)
+                done.append(listener)
         return done
 
 
