@@ -125,8 +125,8 @@ def _rare(record: Record) -> Iterator[str]:
     yield (
         f"A rank truly loses just the margin, on a few examples alone, with {record['settings']['seeds']} seeds: how "
         "often it is called sufficient, which may err in 5 %; and mirrored, how often it is called too small. Where "
-        "none of the few is drawn, nothing tells: of 50 examples in 22 % of samples where 3 in 100 fail, in 61 % where "
-        "1 in 100 does."
+        "none of the few is drawn, nothing tells: with 3 in 100 in 22 % of samples of 50, with 1 in 100 in 61, 37 and "
+        "13 % of those of 50, 100 and 200."
     )
     yield ""
     yield f"| losses | who | {' | '.join(f'{size:,} examples' for size in sizes)} |"

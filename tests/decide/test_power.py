@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rankwise.decide.interval import crossed_mean
+from rankwise.decide.interval import CrossedMean, crossed_mean
 from rankwise.decide.power import POWER, needed_examples, needed_seeds, power
 from tests.decide.simulated import crossed
 
@@ -82,8 +82,24 @@ def test_losses_that_a_few_examples_carry_need_more() -> None:
             high = crossed_mean(whole[:, :size]).interval(0.9).high
             assert high is not None
             found.append(high < 0)
-    assert np.mean(shown) > 0.7
+    # Not 0.8: of two failures that the pilot holds in the mean, its skewness is known ill.
+    assert 0.7 < np.mean(shown) < 0.9
     assert np.mean(shown_if_even) < 0.6
+
+
+def test_more_examples_are_less_skewed() -> None:
+    """With few more the power is less than that of even chance, with thousands of times as many it is the same."""
+    few, many = (loss_of_power(skewness=0.8, scale=scale) for scale in (2.0, 1e4))
+    assert few > 0.15
+    assert abs(many) < 0.01
+
+
+def loss_of_power(skewness: float, scale: float) -> float:
+    """By skewness, of a mean that does not vary with seeds and lies 1.65 of its new standard errors below 0."""
+    true_mean = -1.65 * (1e-3 / scale) ** 0.5
+    even = CrossedMean(true_mean, 3, 100, 100, from_seeds=0.0, from_examples=1e-3, shared=0.0, skewness=0.0)
+    skewed = replace(even, skewness=skewness)
+    return power(even, true_mean, 0.95, seeds=3, scale=scale) - power(skewed, true_mean, 0.95, seeds=3, scale=scale)
 
 
 def test_the_size_is_the_smallest_with_enough_power() -> None:

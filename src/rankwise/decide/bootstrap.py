@@ -1,9 +1,9 @@
-"""Crossed resampling: the cross-check of the t intervals.
+"""Crossed resampling: the cross-check of the limits.
 
 One draw of examples is shared by all seeds, as the examples themselves are; seeds are drawn beside
-them. Its intervals are too narrow with few seeds (5 seeds cover .86 to .94 of a nominal 95 %), so it
-decides nothing. But it assumes no distribution: where it does not confirm a verdict, that hangs by what the limits
-assume.
+them. Its intervals are too narrow with few seeds (5 seeds cover .86 to .94 of a nominal 95 %), and too wide where
+most of the chance is of single scores, so it decides nothing. But it assumes no distribution: a verdict that it does
+not confirm is a narrow one.
 """
 
 from __future__ import annotations

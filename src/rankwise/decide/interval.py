@@ -6,7 +6,7 @@ that the examples are a sample, one over examples alone forgets that training is
 seeds, then examples anew inside each (the nested bootstrap) forgets that they are shared.
 
 Student's t takes chance to be even. Where a few examples carry a mean, as losses on what a model fails at do, a sample
-with too few of them looks both good and sure: t then errs on one side two or three times as often as it says. So the
+with too few of them looks both good and sure: t then errs on one side up to three times as often as it says. So the
 limit on the side of the long tail is moved out. The other one is not moved in, for which it would take more examples to
 know the tail well enough.
 """
@@ -19,7 +19,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from rankwise.records import Interval
 
@@ -76,15 +76,14 @@ def _limits(mean: float, variance: float, freedom: float, skewness: float, confi
 def standard_errors(confidence: float, freedom: Number, skewness: Number) -> Number:
     """How far its one-sided limit is from a mean, on the side of the long tail where `skewness` is above 0; at least t.
 
-    What the BCa bootstrap would come to, without resampling: for a mean, w/(1 - aw)² with w = t + a and a sixth of the
-    skewness as a. Of rare failures it is the exact binomial limit but for 6 %, of a single one 15 %. Source: DiCiccio &
-    Efron 1996, "Bootstrap confidence intervals", Statistical Science 11, section 4 (ABC).
+    What the BCa bootstrap comes to for a mean, without resampling: w/(1 - aw)² in place of a normal quantile z, with
+    w = z + a and a sixth of the skewness as a. What that adds to z is added to t here. Of rare failures among twenty
+    examples or more, limits of 90 and 95 % are the exact binomial ones but for 6 %, of a single failure 17 %. Source:
+    DiCiccio & Efron 1996, "Bootstrap confidence intervals", Statistical Science 11 (ABC).
     """
-    t = cast(Number, stdtrit(freedom, confidence))
-    a = skewness / 6
-    w = t + a
-    # Only a handful of examples, or a limit that is all but certain, come beyond a half: there is a pole at 1.
-    return np.maximum(t, w / (1 - np.minimum(a * w, 0.5)) ** 2)
+    z, a = float(ndtri(confidence)), skewness / 6
+    w = z + a
+    return cast(Number, stdtrit(freedom, confidence)) + np.maximum(0.0, w / (1 - a * w) ** 2 - z)
 
 
 def satterthwaite(
@@ -214,8 +213,9 @@ def crossed_interval(
     makes SE² smaller than the larger of its first two terms, that term is taken. With G clusters the
     second term is the jackknife's, (G-1)/G·Σ_g(m_{-g} - m)² with m_{-g} the mean without cluster g, and
     the clusters count as n²/Σn_g². The limits are Student's t with Satterthwaite's degrees of freedom for
-    the two terms, but where examples are skewed the one on the side of their long tail lies farther out, as the BCa
-    bootstrap has it; the skewness is the jackknife's too.
+    the two terms, but where examples are skewed the one on the side of their long tail lies farther out
+    (`standard_errors`); the skewness is the jackknife's too, of clusters of uneven size an approximation. Few examples
+    are skewed by chance: of normal scores the interval is 7 % wider than Student's with 5 and 1 % with 50.
 
     Sources: Searle, Casella & McCulloch 1992, "Variance Components", chapter 4 (balanced two-way
     random model); Satterthwaite 1946, Biometrics Bulletin 2; Cameron & Miller 2015, "A practitioner's

@@ -48,7 +48,8 @@ def power(contrast: CrossedMean, true_mean: float, confidence: float, *, seeds: 
     What is there already is part of the larger comparison, its luck too: given the mean that was seen,
     the new one is normal around `true + (seen - true)·V/V_seen` with variance `V·(1 - V/V_seen)`, V being
     the variance of the larger comparison's mean. Averaged over the uncertainty of both sources' variances
-    and over that of the new standard error. 0 with one seed, and where the true mean is not below 0.
+    and over that of the new standard error. 0 with one seed, and where the true mean is not below 0. Skewness is
+    taken for what it was seen to be: where few of the examples that carry the mean are known yet, the power is less.
 
     Source: conditional power, Lachin 2005, Statistics in Medicine 24; averaging over a pilot's variance:
     Julious & Owen 2006, Pharmaceutical Statistics 5.

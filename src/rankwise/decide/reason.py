@@ -96,7 +96,7 @@ def _doubts(decision: Decision) -> list[str]:
         doubts.append(f"the margin is more than all that r={reference} gains, so the frozen model would do")
     doubted = [f"r={verdict.rank}" for verdict in decision.verdicts if verdict.contradicted]
     if doubted:
-        doubts.append(f"the bootstrap does not confirm the verdict on {', '.join(doubted)}: take it for unsure")
+        doubts.append(f"the bootstrap does not confirm the verdict on {', '.join(doubted)}: it is a narrow one")
     return doubts
 
 

@@ -51,7 +51,7 @@ class Margin:
 class RankVerdict:
     """One rank against the reference. `difference` is positive where it is better; its limits are one-sided.
 
-    `contradicted` where the crossed bootstrap does not confirm a verdict that t gave.
+    `contradicted` where the crossed bootstrap does not confirm the verdict.
     """
 
     rank: int
