@@ -97,6 +97,21 @@ def test_text_in_a_file_is_taken_literally(suffix: str, tmp_path: Path) -> None:
     assert read_rows(str(path), ["label", "text"], split="test").columns == rows.columns
 
 
+def test_the_directory_that_one_is_in_is_a_data_set_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "train.csv", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert read_rows(".", ["text"], split="train").columns["text"] == TRAPS
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_told_so(tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_bytes(b"text,label\rgood,1\rbad,0\r")
+    with pytest.raises(
+        UserError, match=r"old.csv, line 1: not valid CSV: a carriage return alone; end lines with line"
+    ):
+        read_rows(file, ["text", "label"], split="train")
+
+
 @pytest.mark.parametrize(
     "make", [pd.DataFrame, lambda rows: pd.DataFrame(rows).astype(object), datasets.Dataset.from_list]
 )

@@ -164,9 +164,12 @@ def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], Non
             try:
                 record = next(reader, None)
             except csv.Error as error:
+                where, reason = f"{path}, line {line}: not valid CSV", reason_of(error)
+                if "new-line character" in reason:
+                    raise UserError(f"{where}: a carriage return alone; end lines with line feeds") from error
                 raise UserError(
-                    f"{path}, line {line}: not valid CSV ({reason_of(error)}); "
-                    "a field with quotes or line breaks inside must be quoted, and those quotes doubled"
+                    f"{where} ({reason}); a field with quotes or line breaks inside must be quoted, "
+                    "and those quotes doubled"
                 ) from error
             if record is None:
                 return

@@ -131,13 +131,15 @@ def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is said again in our one line
     try:
-        builder = datasets.load_dataset_builder(name)
+        # It takes its name from the path's last part, which "." does not have.
+        place = str(Path(name).resolve()) if Path(name).is_dir() else name
+        builder = datasets.load_dataset_builder(place)
         as_text: dict[str, Any] = {}
         if isinstance(builder.config, CsvConfig):
             as_text = {"keep_default_na": False, "na_filter": False}
             if builder.config.features is None:
                 as_text["converters"] = {column: str for shape in shapes for column in shape.columns}
-        return datasets.load_dataset(name, **as_text)
+        return datasets.load_dataset(place, **as_text)
     # Loading runs through a hub client, file systems and parsers, each with errors of its own.
     except Exception as error:
         what = (
