@@ -250,6 +250,13 @@ def test_a_surer_limit_is_farther_out_and_no_nearer_than_student_s(skewness: flo
     assert math.isfinite(found[-1])
 
 
+@pytest.mark.parametrize("level", [0.5, 0.6, 0.9, 0.95, 0.99])
+def test_a_little_skewness_moves_a_limit_as_edgeworth_s_expansion_has_it(level: float) -> None:
+    """Of a mean in units of its own error: Hall 1992, "The Bootstrap and Edgeworth Expansion", section 2.6."""
+    z, little = float(stats.norm.ppf(level)), 0.003
+    assert float(standard_errors(level, 1e12, little)) - z == pytest.approx(little * (1 + 2 * z**2) / 6, rel=0.02)
+
+
 def test_what_seeds_cause_counts_as_even() -> None:
     """The skewness of a mean is its third cumulant, to which examples alone add, over the variance to the 1.5."""
     generator = np.random.default_rng(0)
