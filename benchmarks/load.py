@@ -34,7 +34,8 @@ from rankwise.decide.verdict import decide
 from rankwise.records import Evaluation, Trial, TrialResult
 from rankwise.report.page import comparison_page
 from rankwise.tasks.classification import load_classification
-from rankwise.tasks.files import Shape, read_file
+from rankwise.tasks.files import read_file
+from rankwise.tasks.files.table import Shape
 from rankwise.tasks.task import Task
 
 Work = Callable[[], object]

@@ -33,7 +33,7 @@ from rankwise.lora.peft_files import find_adapter
 from rankwise.spectrum.inspect import inspect_adapter
 from rankwise.spectrum.resize import resize_adapter
 from rankwise.spectrum.subject import _known
-from rankwise.tasks import files
+from rankwise.tasks.files import parquet
 from rankwise.tasks.source import read_splits
 from rankwise.train.checkpoint import split_checkpoint
 from tests.data import write_sentences
@@ -188,10 +188,10 @@ def test_a_parquet_of_kilobytes_that_stands_for_gigabytes_is_refused(
     assert file.stat().st_size < 1_000_000
     with pytest.raises(UserError, match=r"bomb.parquet: unpacked it takes more than 4 GiB"):
         read_splits(file, None, None, ["text"])
-    monkeypatch.setattr(files, "MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr(parquet, "MOST_BYTES", 1_000_000)
     pq.write_table(pa.table({"step": pa.nulls(1_000_000, pa.int64())}), file)
     with pytest.raises(UserError, match="unpacked it takes more than"):
-        files.check_unpacked(file)
+        parquet.check_unpacked(file)
 
 
 LAUGHS = "\n".join(

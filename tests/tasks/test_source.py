@@ -14,7 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwise.errors import UserError
-from rankwise.tasks.files import Shape, read_file
+from rankwise.tasks.files import read_file
+from rankwise.tasks.files.table import Shape
 from rankwise.tasks.source import Rows, Source, SplitName, read_splits, read_test_rows
 
 # What the usual loaders turn into missing values, numbers, booleans or dates, and what breaks parsers.
@@ -198,9 +199,9 @@ def test_an_array_is_not_read_where_it_is_larger_than_memory_should_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_json(tmp_path / "data.json", ROWS[:3])
-    monkeypatch.setattr("rankwise.tasks.files.MOST_UNPACKED", path.stat().st_size)
+    monkeypatch.setattr("rankwise.tasks.files.json_text.MOST_BYTES", path.stat().st_size)
     assert len(read_rows(path, ["text"], split="train").columns["text"]) == 3
-    monkeypatch.setattr("rankwise.tasks.files.MOST_UNPACKED", path.stat().st_size - 1)
+    monkeypatch.setattr("rankwise.tasks.files.json_text.MOST_BYTES", path.stat().st_size - 1)
     assert refusal(path).startswith(f"{path}: takes more than ")
 
 

@@ -35,7 +35,7 @@ from rankwise.compare.journal import Journal
 from rankwise.durable import digest, write_directory, write_file
 from rankwise.errors import RunError, UserError, reason_of, shortened
 from rankwise.records import Evaluation, RankComparison, Scores, Trial, TrialResult, TrialStatus
-from rankwise.tasks.files import check_unpacked
+from rankwise.tasks.files.parquet import check_unpacked
 
 if TYPE_CHECKING:
     from rankwise.tasks.task import Split

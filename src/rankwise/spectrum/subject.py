@@ -19,7 +19,7 @@ from rankwise.compare.prepare import base_for, model_of
 from rankwise.errors import RunError, UserError, shortened
 from rankwise.lora.peft_files import PREFIX, AdapterFiles, open_weights
 from rankwise.tasks.classification import load_classification_test
-from rankwise.tasks.files import quoted
+from rankwise.tasks.files.table import quoted
 from rankwise.tasks.instruction import load_instruction_test
 from rankwise.tasks.source import Source
 from rankwise.tasks.task import Task

@@ -15,7 +15,7 @@ import numpy as np
 
 from rankwise.errors import UserError
 from rankwise.tasks.examples import Examples, build_task
-from rankwise.tasks.files import quoted
+from rankwise.tasks.files.table import quoted
 from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.source import Rows, Source, is_integer, read_splits, read_test_rows, without_fraction
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankwise.errors import UserError, reason_of
-from rankwise.tasks.files import Shape
+from rankwise.tasks.files.table import Shape
 from rankwise.tasks.source import as_text, is_missing, is_unicode
 
 if TYPE_CHECKING:

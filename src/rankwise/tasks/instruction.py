@@ -11,7 +11,7 @@ import numpy as np
 from rankwise.errors import UserError
 from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render, text_of
 from rankwise.tasks.examples import Examples
-from rankwise.tasks.files import Shape, Table, shape_of
+from rankwise.tasks.files.table import Shape, Table, shape_of
 from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.learned import build_learned_task
 from rankwise.tasks.source import Source, SplitName, read_tables, read_test_table

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from rankwise.errors import UserError, reason_of, shortened
-from rankwise.tasks.files import READERS, Shape, Table, choose_columns, name_classes, quoted, read_file
+from rankwise.tasks.files import READERS, read_file
+from rankwise.tasks.files.table import Shape, Table, choose_columns, name_classes, quoted
 
 if TYPE_CHECKING:
     import datasets
