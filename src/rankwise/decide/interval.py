@@ -6,7 +6,7 @@ that the examples are a sample, one over examples alone forgets that training is
 seeds, then examples anew inside each (the nested bootstrap) forgets that they are shared.
 
 Student's t takes chance to be even. Where a few examples carry a mean, as losses on what a model fails at do, a sample
-with too few of them looks both good and sure: t then errs on one side up to three times as often as it says. So the
+with too few of them looks both good and sure: t then errs on one side up to four times as often as it says. So the
 limit on the side of the long tail is moved out. The other one is not moved in, for which it would take more examples to
 know the tail well enough.
 """
