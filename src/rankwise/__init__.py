@@ -7,10 +7,10 @@ not wait for torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from rankwise.compare.config import ComparisonConfig
     from rankwise.compare.preview import plan_rank_comparison
     from rankwise.compare.run import run_rank_comparison
@@ -66,7 +66,6 @@ _HOME = {
     "run_rank_comparison": "rankwise.compare.run",
 }
 
-__version__ = version("rankwise")
 __all__ = [
     "AdapterSpectrum",
     "Baseline",
@@ -98,6 +97,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Imported here: it takes longer than all of this package that `rankwise --help` needs.
+        from importlib.metadata import version
+
+        return version("rankwise")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
