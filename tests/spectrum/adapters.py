@@ -33,8 +33,10 @@ def saved_adapter(directory: Path, architecture: str = "llama", **settings: Any)
 
 
 def saved_adapter_of(base: PreTrainedModel, directory: Path, **settings: Any) -> PeftModel:
-    """The same of any model, which is changed in place."""
-    model = peft_model(base, **settings)
+    """The same of any model, which is changed in place; the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = peft_model(base, **settings)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -58,9 +59,8 @@ def plainly_classified(directory: Path, adapter: Path, labels: int = 2) -> tuple
     return np.array(nll), np.array(right)
 
 
-def agrees(measured: Measured | None, before: tuple[np.ndarray, ...], after: tuple[np.ndarray, ...]) -> None:
-    """With the plain loop's per-example NLL and accuracy, and the limits of their differences."""
-    assert measured is not None
+def agrees(measured: Measured, before: tuple[np.ndarray, ...], after: tuple[np.ndarray, ...]) -> None:
+    """With the plain loop's per-example NLL and accuracy, and with scipy's paired t interval where no tail is long."""
     assert measured.examples == len(before[0])
     assert (measured.nll_before, measured.nll) == (
         pytest.approx(before[0].mean(), abs=1e-4),
@@ -75,6 +75,12 @@ def agrees(measured: Measured | None, before: tuple[np.ndarray, ...], after: tup
             continue
         limits = over_examples(new.astype(np.float64) - old)
         assert (change.low, change.high) == (pytest.approx(limits.low, abs=1e-4), pytest.approx(limits.high, abs=1e-4))
+        even = stats.ttest_rel(new, old).confidence_interval(0.95)
+        assert change.low is not None
+        assert change.high is not None
+        beyond = sorted((even.low - change.low, change.high - even.high))
+        assert beyond[0] == pytest.approx(0, abs=1e-4)
+        assert beyond[1] > -1e-4
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,7 @@ def agrees(measured: Measured | None, before: tuple[np.ndarray, ...], after: tup
 def test_a_classifier_scores_as_a_plain_loop_says(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
     adapter = classifier(tmp_path, architecture, **settings)
     measured = resized(tmp_path, adapter).measured
+    assert measured is not None
     agrees(measured, plainly_classified(tmp_path, adapter), plainly_classified(tmp_path, tmp_path / "out"))
 
 
@@ -117,6 +124,7 @@ def test_a_language_model_scores_as_a_plain_loop_says(tmp_path: Path) -> None:
 
     assert measured is not None
     assert measured.accuracy_of == "tokens"
+    assert measured is not None
     agrees(measured, plainly(adapter), plainly(tmp_path / "out"))
 
 
