@@ -46,6 +46,13 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gemma2": _DECODER | {"query_pre_attn_scalar": 8, "sliding_window": 16},
     "granite": _DECODER | {"logits_scaling": 8.0},
     "cohere": _DECODER | {"eos_token_id": 1, "bos_token_id": 1},
+    "mixtral": _DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "jamba": _DECODER
+    | {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+        **{"num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+        "use_mamba_kernels": False,
+    },
     "longformer": _ENCODER | {"attention_window": 4},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
 }

@@ -35,6 +35,7 @@ from rankwise.base.source import locate
 from rankwise.compare.config import ComparisonConfig
 from rankwise.records import Trial
 from rankwise.tasks.docmatch import load_docmatch
+from rankwise.tasks.source import SplitName
 from rankwise.tasks.task import Split, Task
 
 Habit = Literal["as is", "tuned"]
@@ -57,12 +58,11 @@ class User:
         logging.disable_progress_bar()
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")  # peft asks by the old name
         object.__setattr__(self, "tokenizer", AutoTokenizer.from_pretrained(locate(self.config.model)))
-        caps = {name: getattr(self.config, f"max_{name}") for name in ("train_examples", "validation_examples")}
-        task = load_docmatch(
-            self.tokenizer, self.config.max_length, **caps, test_examples=self.config.max_test_examples
-        )
+        splits: tuple[SplitName, ...] = ("train", "validation", "test")
+        caps = {split: getattr(self.config, f"max_{split}_examples") for split in splits}
+        task = load_docmatch(self.tokenizer, self.config.max_length, caps=caps)
         object.__setattr__(self, "task", task)
-        for name in ("train", "validation", "test"):
+        for name in splits:
             object.__setattr__(self, name, self._rows(getattr(task, name)))
 
     @property

@@ -167,7 +167,7 @@ def test_a_base_in_4_bits_is_trained_beside_without_a_stray_line(place: Path) ->
 def test_a_plan_starts_nothing(place: Path, terminal: Terminal) -> None:
     before = sorted(place.glob("runs/*"))
     out = terminal.succeed(*COMPARE, "--steps", "1000", "--plan")
-    assert "8 of up to 1,000 steps each, in 1 pack" in " ".join(out.split())
+    assert "8 to begin with, of up to 1,000 steps each, in 1 pack" in " ".join(out.split())
     assert sorted(place.glob("runs/*")) == before
 
 
@@ -267,6 +267,8 @@ def test_a_run_goes_on_with_the_options_it_was_begun_with(place: Path, terminal:
     assert document["recommendation"]["margin"] == 0.1
     _, _, errors = terminal.run("compare", "--run", "runs/options", "--resume", "--steps", "4")
     assert "runs/options belongs to another comparison: steps is 3 there and 4 here" in errors
+    code, _, errors = terminal.run("compare", "--resume")
+    assert (code, errors) == (2, "rankwise: --resume goes on with a run: say which with --run\n")
     assert terminal.run("compare", "--run", "runs/none", "--resume")[2] == (
         "rankwise: runs/none is not a run directory, so there is nothing to resume; leave out --resume\n"
     )
@@ -350,6 +352,10 @@ BAD = {
         "report-to: 'nonsense' is not one of none, tensorboard,",
     ),
     "missing tracker": (("--report-to", "mlflow"), "mlflow not installed: pip install 'rankwise[trackers]'"),
+    "rslora and scalings": (
+        ("--rslora", "--scalings", "alpha/rank"),
+        "rslora and scalings are both given: leave one out",
+    ),
     "foreign run": (("--run", "runs/foreign", "--resume"), "runs/foreign is not a run directory"),
 }
 

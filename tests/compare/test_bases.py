@@ -10,9 +10,10 @@ import pytest
 
 from rankwise.cli.options import configured
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.page import write_page
 from rankwise.compare.run import run_rank_comparison
 from rankwise.errors import UserError
-from tests.compare.runs import numbers
+from tests.compare.runs import KilledError, numbers
 from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.compare.test_instruction_run import model as model  # a fixture
 
@@ -48,6 +49,32 @@ def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: P
     assert [row.nll for row in over.experiments] != [row.nll for row in both.experiments]
     resumed = run_rank_comparison(again, run=tmp_path / "both", resume=True)
     assert [row.nll for row in resumed.over[0].experiments] == [row.nll for row in over.experiments]
+
+
+def test_a_run_has_not_ended_before_all_its_bases_have(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = instruction_config(
+        model,
+        conversations(tmp_path / "train.jsonl", 60),
+        ranks=(1, 2),
+        steps=2,
+        evaluations=1,
+        dtype="auto",
+        bases="float32,int8",
+    )
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwise.compare.run._over_the_others", killed)
+        with pytest.raises(KilledError):
+            run_rank_comparison(config, run=tmp_path / "run")
+    with pytest.raises(UserError, match="has not ended: go on with it by rankwise compare --run"):
+        write_page(tmp_path / "run")
+    assert run_rank_comparison(config, run=tmp_path / "run", resume=True).over
+    assert write_page(tmp_path / "run").is_file()
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,18 @@ def test_rslora_is_a_scaling() -> None:
     assert config(rslora=True).trial(8, 1e-3, 0).use_rslora
     both = config(scalings="alpha/rank,rslora")
     assert [one.trial(8, 1e-3, 0).use_rslora for one in both.each_scaling] == [False, True]
+
+
+@pytest.mark.parametrize("option", [{"text": "a"}, {"label": "y"}, {"text_pair": "b"}, {"keep_leaked": True}])
+def test_a_built_in_task_refuses_what_it_would_ignore(option: dict[str, Any]) -> None:
+    (name,) = option
+    told = f"{name.replace('_', '-')}: task docmatch brings its own data; leave it out"
+    assert refusal(train=None, task="docmatch", **option) == told
+
+
+def test_a_built_in_task_refuses_a_table() -> None:
+    assert refusal(task="docmatch", train=pd.DataFrame({"text": []})).startswith("train: task docmatch brings its own")
+
+
+def test_full_fine_tuning_can_be_taken_back() -> None:
+    assert config(full_learning_rates="none").full_learning_rates is None

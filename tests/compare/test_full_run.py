@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from rankwise.compare import full
@@ -186,3 +187,23 @@ def test_a_text_that_a_rank_can_no_longer_score_leaves_no_limits() -> None:
     finite = forgotten(scores([[0.5, 0.5]]), scores([[0.75, 0.5], [0.75, 1.0]]), None)
     assert finite["forgetting"] == pytest.approx(0.25)
     assert finite["forgetting_low"] is not None
+
+
+def test_where_memory_is_short_for_it_the_ranks_have_their_answer(
+    config: ComparisonConfig, finished: RankComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(full, "fine_tune", short)
+        without = run_rank_comparison(config, run=tmp_path / "run")
+    assert without.full is None
+    told = "full fine-tuning: out of memory, so it has no row; where there is more, --resume adds it"
+    assert told in without.notes
+    assert [row.nll for row in without.experiments] == [row.nll for row in finished.experiments]
+    again = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    assert again.full is not None
+    assert finished.full is not None
+    assert again.full.nll == finished.full.nll
+    assert told not in again.notes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rankwise import ComparisonConfig, RankComparison, UserError, plan_rank_comparison, run_rank_comparison
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Event, Journal
 from tests.compare.runs import SECONDS, KilledError, given_costs, journal, numbers, tiny_comparison
 
 
@@ -86,10 +86,11 @@ def test_killed_between_steps_a_run_ends_with_the_same_numbers(
     begun = len(journal(finished.run, "trained"))
     for kind, wanted in (("escalation", 1), ("trained", begun - 1), ("escalation", 2)):
 
-        def kill(self: Journal, event: str, kind: str = kind, wanted: int = wanted, **values: Any) -> None:
-            append(self, event, **values)
+        def kill(self: Journal, event: str, kind: str = kind, wanted: int = wanted, **values: Any) -> Event:
+            journaled = append(self, event, **values)
             if event == kind and len(self.of(kind)) == wanted:
                 raise KilledError
+            return journaled
 
         with monkeypatch.context() as patched:
             patched.setattr(Journal, "append", kill)

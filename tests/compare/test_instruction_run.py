@@ -15,8 +15,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.prepare import prepare
 from rankwise.compare.preview import plan_rank_comparison
 from rankwise.compare.run import run_rank_comparison
+from rankwise.errors import UserError
 from rankwise.records import RankComparison
 from tests.compare.runs import numbers
 from tests.models import CHAT_TEMPLATE, save_model, tiny_tokenizer
@@ -147,3 +149,34 @@ def test_without_packs_it_ends_with_the_same_bits(config: ComparisonConfig, tmp_
 def test_a_plan_trains_nothing(config: ComparisonConfig) -> None:
     plan = plan_rank_comparison(config)
     assert (plan.trials, plan.steps) == (4, 30)
+
+
+def test_what_all_linear_means_elsewhere_and_is_not_trained_is_told(tmp_path: Path) -> None:
+    """PEFT adapts a mixture's experts and routers as well: other trainers are given the names of what was."""
+    mixture = save_model(tmp_path / "mixtral", "mixtral", AutoModelForCausalLM.from_config)
+    conversations(tmp_path / "train.jsonl", 60)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, "[SEP]"
+    tokenizer.save_pretrained(mixture)
+    config = instruction_config(mixture, tmp_path / "train.jsonl", steps=2, seeds=1)
+    comparison = run_rank_comparison(config, run=tmp_path / "run")
+    resumed = run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    for one in (comparison, resumed):
+        assert one.recommendation.target_modules == ("k_proj", "o_proj", "q_proj", "v_proj")
+        assert sum("the 6 parameters of experts and routers, such as model.layers" in note for note in one.notes) == 1
+
+
+def test_layers_that_a_model_does_not_call_stay_frozen_unless_they_are_asked_for(tmp_path: Path) -> None:
+    jamba = save_model(tmp_path / "jamba", "jamba", AutoModelForCausalLM.from_config)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, "[SEP]"
+    tokenizer.save_pretrained(jamba)
+    config = instruction_config(jamba, conversations(tmp_path / "train.jsonl", 60))
+    prepared = prepare(config, lambda text, share=None: None)
+    told = "target-modules: model.layers.0.mamba.dt_proj left out: the model does not call it on texts"
+    assert told in prepared.notes
+    assert not any(target.name.endswith("dt_proj") for target in prepared.targets)
+    with pytest.raises(
+        UserError, match=r"target-modules: .*\.dt_proj cannot be adapted: the model does not call it on"
+    ):
+        prepare(replace(config, target_modules=("dt_proj", "q_proj")), lambda text, share=None: None)

@@ -19,7 +19,7 @@ from rankwise.compare.answer import judge
 from rankwise.compare.cut import cut, in_order
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.evidence import Evidence, Scale, Step, path_text
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Event, Journal
 from rankwise.compare.ladder import next_step
 from rankwise.compare.prepare import prepare
 from rankwise.decide.verdict import Decision, Margin
@@ -308,10 +308,11 @@ def test_killed_anywhere_a_run_ends_with_the_same_numbers(
     append = Journal.append
     for kind, wanted in (("cut", 1), ("ladder", 1), ("ladder", 2)):
 
-        def kill(self: Journal, event: str, kind: str = kind, wanted: int = wanted, **values: Any) -> None:
-            append(self, event, **values)
+        def kill(self: Journal, event: str, kind: str = kind, wanted: int = wanted, **values: Any) -> Event:
+            journaled = append(self, event, **values)
             if event == kind and len(self.of(kind)) == wanted:
                 raise KilledError
+            return journaled
 
         with monkeypatch.context() as patched:
             patched.setattr(Journal, "append", kill)
@@ -346,10 +347,11 @@ def test_a_rank_that_test_does_not_show_to_suffice_is_followed_by_larger_ones(
 
     append = Journal.append
 
-    def kill(self: Journal, event: str, **values: Any) -> None:
-        append(self, event, **values)
+    def kill(self: Journal, event: str, **values: Any) -> Event:
+        journaled = append(self, event, **values)
         if event == "scored":
             raise KilledError
+        return journaled
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "append", kill)
@@ -407,10 +409,11 @@ def test_a_rank_that_followed_ends_with_the_better_of_its_rates(
     """Killed where its others come next, and extended by a seed, the run ends where one does that has begun so."""
     append = Journal.append
 
-    def kill(self: Journal, event: str, **values: Any) -> None:
-        append(self, event, **values)
+    def kill(self: Journal, event: str, **values: Any) -> Event:
+        journaled = append(self, event, **values)
         if event == "ladder" and values["rank"] == 1 and not values["follows"]:
             raise KilledError
+        return journaled
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "append", kill)

@@ -45,7 +45,7 @@ def test_the_command_begins_the_same_comparison(options: dict[str, Any]) -> None
 
 def test_data_in_memory_are_named_as_such() -> None:
     config = ComparisonConfig(train=pd.DataFrame({"text": ["a"], "label": [0]}))
-    assert "--train 'DataFrame in memory'" in command_of(config.to_dict())
+    assert "--train FILE" in command_of(config.to_dict())
 
 
 def test_a_run_from_before_there_were_pages_gets_one(tmp_path: Path) -> None:

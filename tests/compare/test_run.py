@@ -23,7 +23,7 @@ from rankwise import ComparisonConfig, RankComparison, RunError, UserError, plan
 from rankwise.base.model import BaseModel
 from rankwise.compare import backends
 from rankwise.compare.directory import read_comparison
-from rankwise.compare.journal import Journal
+from rankwise.compare.journal import Event, Journal
 from rankwise.compare.observer import Planned
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import disk_bytes, prepare
@@ -406,8 +406,9 @@ def test_a_plan_counts_and_leaves_nothing(
     monkeypatch.setattr("rankwise.compare.preview.measure_pack", together)
     plan = plan_rank_comparison(replace(config, pack_size=3))
     assert (plan.trials, plan.packs, plan.steps) == (8, 3, 30)
-    # Two rates to step 20 and one to step 30; with two more and none dropped, four to step 30; of 2 ranks, 2 seeds.
-    assert plan.training_seconds == 50 * 2 * (1 + 3) / 2
+    # Beside the two rates a third, to step 20, and two of them to step 30; with two more and none dropped, four to
+    # step 30; of 2 ranks, 2 seeds.
+    assert plan.training_seconds == 80 * 2 * (1 + 3) / 2
     assert plan.training_seconds_at_most == 120 * 2 * (1 + 3) / 2
     assert list(tmp_path.iterdir()) == []
 
@@ -564,10 +565,11 @@ def test_a_halved_run_that_is_killed_ends_with_the_same_numbers(
     whole = run_rank_comparison(small, run=tmp_path / "whole")
     append = Journal.append
 
-    def kill(self: Journal, event: str, **values: Any) -> None:
-        append(self, event, **values)
+    def kill(self: Journal, event: str, **values: Any) -> Event:
+        journaled = append(self, event, **values)
         if event == "out of memory":
             raise KilledError
+        return journaled
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "append", kill)

@@ -111,12 +111,14 @@ def test_where_this_machine_has_its_files_stays_here(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", base_model=str(place), revision=None)
     document = json.loads((run / "experiments.json").read_text())
     document["notes"] = [note]
+    document["over"] = [document | {"model": str(place), "base": "nf4", "run": "bases/nf4"}]
+    document["model"] = str(place)
     (run / "experiments.json").write_text(json.dumps(document))
     exported = export_recommendation(run, "hub:me/thing", dry_run=True)
     texts = "".join((run / "export/hub" / name).read_text() for name in ("README.md", "adapter_config.json"))
     assert str(tmp_path) not in texts
     assert "my place" not in texts
-    assert "train.jsonl, line 4: of llama; 1/2 of it" in texts
+    assert texts.count("train.jsonl, line 4: of llama; 1/2 of it") == 2
     assert json.loads((run / "export/hub/adapter_config.json").read_text())["base_model_name_or_path"] == "llama"
     assert "base_model" not in ModelCard.load(run / "export/hub/README.md").data.to_dict()
     assert exported.remarks[-1].startswith("the base model is a directory here: name its hub id in ")

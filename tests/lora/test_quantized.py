@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from rankwise.train.likelihood import likelihood
 from rankwise.train.loop import run_pack
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import random_state, targets_of
-from tests.models import load_peft_model, peft_model, save_model
+from tests.models import load_peft_model, peft_model, save_model, tiny_tokenizer
 from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
 from tests.train.test_language_models import TASK, labels_of
@@ -195,3 +196,42 @@ def test_without_bitsandbytes_it_is_said_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^quantize nf4 needs bitsandbytes: run pip install 'rankwise\[quant\]'"):
         loaded(saved(tmp_path / "llama", "llama"))
+
+
+@pytest.mark.parametrize("how", ["nf4", "nf4-double", "int8"])
+def test_a_checkpoint_that_is_quantised_already_is_as_one_that_is_quantised_here(
+    how: Quantization, tmp_path: Path
+) -> None:
+    here = loaded(saved(tmp_path / "llama", "llama"), how)
+    reference(here).save_pretrained(tmp_path / "stored")
+    tiny_tokenizer().save_pretrained(tmp_path / "stored")
+    # Stored in float32 what is not quantised is computed with in bfloat16 all the same.
+    stored = load_base(tmp_path / "stored", num_labels=None, dtype="bfloat16", device="cpu")
+    ours = load_base(tmp_path / "llama", num_labels=None, dtype="bfloat16", device="cpu", quantize=how)
+    assert (stored.stored_as, stored.bytes) == (how, ours.bytes)
+    for layer in match_targets(ours.model, "all-linear"):
+        mine, its = (frozen_weight(one.model.get_submodule(layer.name), torch.float32) for one in (here, stored))
+        torch.testing.assert_close(its, mine)
+    other: Quantization = "int8" if how == "nf4" else "nf4"
+    with pytest.raises(UserError, match=f"quantize: the weights of .* are stored in {how} already; leave it out"):
+        load_base(tmp_path / "stored", num_labels=None, dtype="float32", device="cpu", quantize=other)
+    with pytest.raises(UserError, match=f"are in {how}, a head too"):
+        load_base(tmp_path / "stored", num_labels=2, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes fp4"),
+    ],
+)
+def test_a_checkpoint_that_is_quantised_otherwise_is_refused(
+    stated: dict[str, object], method: str, tmp_path: Path
+) -> None:
+    directory = saved(tmp_path / "llama", "llama")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+    with pytest.raises(UserError, match=f"are quantised by {method}: give the model as it was before"):
+        load_base(directory, num_labels=None, dtype="float32", device="cpu")

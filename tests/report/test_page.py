@@ -174,3 +174,15 @@ def test_full_fine_tuning_that_can_not_be_scored_has_no_mark() -> None:
     assert RICH.full is not None
     shown = Read(page(dataclasses.replace(RICH, full=dataclasses.replace(RICH.full, nll=math.nan, accuracy=math.nan))))
     assert not [label for label in labels(shown.specifications) if "full fine-tuning: " in label and "nan" in label]
+
+
+def test_where_the_largest_rank_takes_no_part_the_plots_are_against_the_next() -> None:
+    *others, largest = COMPARISON.experiments
+    lost = dataclasses.replace(
+        largest, nll=math.nan, difference=math.nan, difference_low=None, difference_high=None, verdict="unresolved"
+    )
+    comparison = dataclasses.replace(COMPARISON, experiments=(*others, lost))
+    by_name = {chart.name: chart for chart in charts(comparison, [], None)}
+    assert "the margin around the reference, r=16" in by_name["quality"].caption
+    assert "The difference to r=16" in by_name["difference"].caption
+    assert [row[0] for row in by_name["difference"].sheet.rows] == ["4"]

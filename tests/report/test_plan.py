@@ -38,7 +38,7 @@ def test_a_plan_says_what_it_counts(plan: ComparisonPlan, time: str) -> None:
     assert isinstance(console.file, io.StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert lines == [
-        "trials 24 of up to 1,000 steps each, in 3 packs",
+        "trials 24 to begin with, of up to 1,000 steps each, in 3 packs",
         f"training time {time}",
         "peak memory –, the base model included",
         "disk 2 GB at most",

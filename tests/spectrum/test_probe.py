@@ -38,7 +38,8 @@ def prepared(
     # Of the configuration only what says how to train is read: there is nothing to load.
     config = ComparisonConfig(task="docmatch", **{"batch_size": 8} | options)
     settings = TrainingSettings(steps=100, batch_size=config.batch_size)
-    return Prepared(config, base, task, targets, settings, packable(base, targets) if packs is None else packs)
+    together = packable(base, targets) if packs is None else packs
+    return Prepared(config, base, task, targets, settings, together, config.target_modules)
 
 
 def probed(ready: Prepared, *, examples: int = 64, params: int | None = None) -> RankProbe:

@@ -116,18 +116,18 @@ def test_the_order_gives_nothing_away(task: Task) -> None:
 
 
 def test_caps_take_the_first_examples(task: Task, load: Callable[..., Task]) -> None:
-    capped = load(train_examples=60, validation_examples=21, test_examples=40)
+    capped = load(caps={"train": 60, "validation": 21, "test": 40})
     assert [len(part) for part in parts(capped)] == [60, 21, 40]
     for part, whole in zip(parts(capped), parts(task), strict=True):
         assert part.fingerprint() == whole.fingerprint(first=len(part))
         assert part.example_ids.tolist() == whole.example_ids[: len(part)].tolist()
         assert abs(int(part.labels.sum()) - len(part) / 2) <= 0.5
-    assert len(load(test_examples=10**9).test) == len(task.test)
+    assert len(load(caps={"test": 10**9}).test) == len(task.test)
 
 
 def test_the_seed_decides_everything(load: Callable[..., Task]) -> None:
-    caps = {"train_examples": 50, "validation_examples": 50, "test_examples": 50}
-    once, again, other = load(**caps), load(**caps), load(**caps, split_seed=1)
+    caps = {"train": 50, "validation": 50, "test": 50}
+    once, again, other = load(caps=caps), load(caps=caps), load(caps=caps, split_seed=1)
     for part, same, different in zip(parts(once), parts(again), parts(other), strict=True):
         assert part.fingerprint() == same.fingerprint() != different.fingerprint()
         assert part.example_ids.tolist() == same.example_ids.tolist()

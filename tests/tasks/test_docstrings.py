@@ -20,7 +20,7 @@ def library() -> Library:
 
 @pytest.fixture(scope="module")
 def task(tokenizer: PreTrainedTokenizerFast) -> Task:
-    return load_docstrings(tokenizer, MAX_LENGTH, train_examples=200, validation_examples=50, test_examples=100)
+    return load_docstrings(tokenizer, MAX_LENGTH, caps={"train": 200, "validation": 50, "test": 100})
 
 
 def parts(task: Task) -> list[Split]:
@@ -65,6 +65,6 @@ def test_no_file_is_on_two_sides_and_nothing_retained_comes_from_train_or_test(t
 
 
 def test_caps_take_the_first_examples(task: Task, tokenizer: PreTrainedTokenizerFast) -> None:
-    more = load_docstrings(tokenizer, MAX_LENGTH, train_examples=300, test_examples=150)
+    more = load_docstrings(tokenizer, MAX_LENGTH, caps={"train": 300, "test": 150})
     assert task.train.fingerprint() == more.train.fingerprint(first=200)
     assert task.test.fingerprint() == more.test.fingerprint(first=100)

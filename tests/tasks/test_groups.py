@@ -321,7 +321,7 @@ def test_a_column_that_groups_is_not_taken_for_what_else_it_could_mean(column: s
 @each_task
 def test_a_larger_cap_adds_examples_with_their_groups(load: Load) -> None:
     source = frame([number // 4 for number in range(200)])
-    tasks = [load(source, train_examples=20, test_examples=cap) for cap in (10, 20, None)]
+    tasks = [load(source, caps={"train": 20, "test": cap}) for cap in (10, 20, None)]
     assert [len(task.test) for task in tasks] == [10, 20, 40]
     for task in tasks:
         docs_of(task.test, source)

@@ -70,7 +70,7 @@ def test_other_rivals_are_other_data(tmp_path: Path, tokenizer: PreTrainedTokeni
         rows = [{"prompt": f"{number} and ", "choices": ["sea", last], "answer": 0} for number in range(30)]
         file = written(tmp_path / "choices.jsonl", rows)
         return load_instruction(
-            train=file, validation=None, test=None, tokenizer=tokenizer, max_length=64, test_examples=cap
+            train=file, validation=None, test=None, tokenizer=tokenizer, max_length=64, caps={"test": cap}
         ).test
 
     five = test_split("road", cap=5)

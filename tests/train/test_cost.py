@@ -73,3 +73,34 @@ def test_a_pack_is_timed_over_its_trials_own_batches(base: BaseModel, monkeypatc
     assert measure_pack(base, token_task(), trials, targets, settings) == 0.5
     assert len(seen) > 4
     assert all(shapes == [(3, 8), (3, 8)] for shapes in seen)
+
+
+def test_the_peak_is_that_of_a_step_beside_the_optimiser_s_states(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step of a trial has no moments yet: 8 bytes of each parameter are missing at its peak."""
+    happened: list[str] = []
+
+    class Meter:
+        def __init__(self, _: BaseModel) -> None:
+            happened.append("new")
+
+        def restart(self) -> None:
+            happened.append("restart")
+
+        def bytes(self) -> int:
+            happened.append("read")
+            return base.bytes
+
+    def step(pack: object, optimizer: object, task: object, batches: list[PackRows], number: int) -> None:
+        happened.append(f"{len(batches[0][0])} rows of {int(lengths[batches[0][0]].max())} tokens")
+
+    monkeypatch.setattr("rankwise.train.cost.train_step", step)
+    monkeypatch.setattr("rankwise.train.cost.PeakMemory", Meter)
+    task = token_task()
+    lengths = task.train.input_ids.lengths
+    targets = match_targets(base.model, "all-linear", trained=base.trained_modules)
+    measure_costs(base, task, [Trial(2, 2.0, False, 1e-3, 0)], targets, TrainingSettings(steps=3, batch_size=8))
+    largest = f"8 rows of {int(lengths.max())} tokens"
+    assert happened[:5] == ["new", largest, "restart", largest, "read"]
+    assert happened.count("read") == happened.count("new") == 3

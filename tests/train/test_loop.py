@@ -11,16 +11,28 @@ import torch
 import transformers
 from torch.nn import functional
 
-from rankwise.base.load import load_base
+from rankwise.base.load import DtypeChoice, load_base
 from rankwise.base.model import BaseModel
 from rankwise.base.shapes import LinearLayer, match_targets
 from rankwise.errors import RunError
 from rankwise.lora.attach import attached, initial_state
 from rankwise.records import Evaluation, Trial
-from rankwise.tasks.task import Batch, Task
+from rankwise.tasks.task import Batch, Task, collate
 from rankwise.train.checkpoint import PackProgress, split_checkpoint
-from rankwise.train.loop import PackOptimizer, StepReport, TrainedTrial, _trained, run_pack, score, train_step
+from rankwise.train.likelihood import likelihood
+from rankwise.train.loop import (
+    PackOptimizer,
+    StepReport,
+    TrainedTrial,
+    _trained,
+    backward,
+    checkpointed_activations,
+    run_pack,
+    score,
+    train_step,
+)
 from rankwise.train.settings import TrainingSettings
+from tests.lora.packs import perturbed
 from tests.models import peft_model, save_model
 from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
@@ -259,6 +271,43 @@ def test_accumulated_batches_are_one_batch(bert: Setup) -> None:
     whole_losses, whole_weights = step([np.concatenate(rows, axis=1)])
     torch.testing.assert_close(losses, whole_losses)
     torch.testing.assert_close(weights, whole_weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_batches_are_added_in_float32(dtype: DtypeChoice, bert: Setup) -> None:
+    """In bfloat16 a sum would lose most of what each of many batches brings."""
+    base = load_base(bert.base.name, num_labels=2, device="cpu", dtype=dtype)
+    batches = [np.arange(8 * number, 8 * number + 8)[None] for number in range(12)]
+    with attached(base, [trial(4)], bert.targets) as pack:
+        optimizer = PackOptimizer(pack, TrainingSettings(steps=4))
+        pack.load(0, perturbed(pack.state(0), seed=1))
+        backward(base, bert.task, batches, optimizer.collect)
+        (row,) = optimizer.rows
+        assert row.grad is not None
+        added = row.grad.clone()
+        whole = torch.zeros_like(added)
+        outcomes = sum(collate(bert.task.train, rows.ravel(), 0).outcomes_by_row.sum() for rows in batches)
+        for rows in batches:
+            of_batch = collate(bert.task.train, rows.ravel(), bert.task.pad_token_id)
+            (likelihood(base, of_batch).nll.sum() / outcomes).backward()
+            whole += pack.take_grads()[0]
+    assert torch.equal(added, whole)
+
+
+def test_a_step_leaves_no_gradients(bert: Setup) -> None:
+    """They would lie beside the activations of the next one."""
+    with attached(bert.base, [trial(4)], bert.targets) as pack:
+        optimizer = PackOptimizer(pack, TrainingSettings(steps=4))
+        train_step(pack, optimizer, bert.task, [np.arange(8)[None]], 0)
+        assert [row.grad for row in optimizer.rows] == [None]
+
+
+def test_recomputed_activations_leave_the_model_as_it_was(setup: Setup) -> None:
+    """transformers has the embeddings' outputs want gradients, which nothing here needs."""
+    embeddings = setup.base.model.get_input_embeddings()
+    with checkpointed_activations(setup.base, TrainingSettings(steps=1, checkpointing=True)):
+        assert not embeddings(torch.tensor([[1]])).requires_grad
+    assert not embeddings._forward_hooks
 
 
 def test_recomputed_activations_change_nothing_but_memory(setup: Setup) -> None:

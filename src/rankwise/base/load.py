@@ -28,11 +28,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rankwise.base.first_token import compute_first_token_only_if_alike
-from rankwise.base.model import DTYPES, BaseModel, describe_base, trained_modules
-from rankwise.base.quantize import Quantization, quantization_config
+from rankwise.base.model import DTYPES, BaseModel, describe_base, some_ids, trained_modules
+from rankwise.base.quantize import Quantization, quantization_config, stored_quantization
 from rankwise.base.shapes import require_causal, require_classifier
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
+
+_ROUNDING = 0.02  # of the norm of logits, in bfloat16
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
@@ -108,6 +110,11 @@ def load_base(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if num_labels is not None:
         config.num_labels = num_labels
+    stored = stored_quantization(name, config)
+    if stored != "none" and not causal:
+        raise UserError(f"the weights of {name} are in {stored}, a head too: give the model as it was, and --quantize")
+    if stored != "none" and quantize not in ("none", stored):
+        raise UserError(f"quantize: the weights of {name} are stored in {stored} already; leave it out")
     text_config = config.get_text_config()
     text_config.use_cache = False
     text_config.pad_token_id = tokenizer.pad_token_id
@@ -134,7 +141,14 @@ def load_base(
         return model, frozenset(key.rpartition(".")[0] for key in missing)
 
     with explained(name, located, "weights"), _quiet(progress=not local):
-        if quantize == "none":
+        if stored != "none":
+            quantize = stored
+            model, fresh = loaded(device_map={"": chosen_device})
+            # Of such a checkpoint transformers leaves what is not quantised as it was stored.
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(DTYPES[chosen_dtype])
+        elif quantize == "none":
             model, fresh = loaded()
             model.to(chosen_device)
         else:
@@ -143,6 +157,8 @@ def load_base(
             kept = trained_modules(shapes, fresh)
             how = quantization_config(quantize, shapes, kept, DTYPES[chosen_dtype])
             model, _ = loaded(quantization_config=how, device_map={"": chosen_device})
+    # In `eval()` mode bitsandbytes lays its weights out anew, for kernels that cannot be trained through.
+    used = _logits(model.eval(), tokenizer) if causal and quantize == "none" else None
     base = describe_base(
         name=str(name),
         revision=_model_hash(Path(located)) if local else model.config._commit_hash,
@@ -158,23 +174,34 @@ def load_base(
     if not causal:
         compute_first_token_only_if_alike(model)
         return base
+    if used is not None:
+        _check_sameness(base, used)
     _check_causality(base)
     return replace(base, plain_head=_has_plain_head(base))
 
 
 @torch.no_grad()
+def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=some_ids(model, tokenizer, 1, 8)).logits
+    return logits
+
+
+def _check_sameness(base: BaseModel, used: torch.Tensor) -> None:
+    """What is trained beside must compute what is used later: some models draw at random while they train."""
+    logits = _logits(base.model, base.tokenizer)
+    if not (logits - used).norm() <= _ROUNDING * used.norm():
+        raise UserError(f"model {base.name} computes something else while it trains, so nothing can be told of it")
+
+
+@torch.no_grad()
 def _check_causality(base: BaseModel) -> None:
     """A token must not be told by those after it."""
-    ids = _some_ids(base)
+    ids = some_ids(base.model, base.tokenizer, 1, 8)
     other = ids.clone()
     other[0, -1] = ids[0, 0]
     before, after = (base.model(input_ids=each).logits[:, :-1] for each in (ids, other))
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-3):
         raise UserError(f"model {base.name} lets a token see those after it: it is no causal language model")
-
-
-def _some_ids(base: BaseModel) -> torch.Tensor:
-    return torch.arange(8, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
 
 
 @torch.no_grad()
@@ -183,9 +210,9 @@ def _has_plain_head(base: BaseModel) -> bool:
     head = base.model.get_output_embeddings()
     if head is None:
         return False
-    ids = _some_ids(base)
-    logits = base.model(input_ids=ids).logits
-    return torch.equal(head(base.model.base_model(input_ids=ids).last_hidden_state), logits)
+    ids = some_ids(base.model, base.tokenizer, 1, 8)
+    last = getattr(base.model.base_model(input_ids=ids), "last_hidden_state", None)
+    return last is not None and torch.equal(head(last), base.model(input_ids=ids).logits)
 
 
 def _check_weights(directory: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,6 +127,16 @@ def position_limit(base: BaseModel) -> int | None:
     return min(known, default=None)
 
 
+def some_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, length: int
+) -> Int[Tensor, "rows length"]:
+    """Tokens to try a model on: different ones, as far as it has so many, and no padding."""
+    count = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(rows * length, device=model.device).remainder(count).view(rows, length)
+    padding = tokenizer.pad_token_id
+    return ids if padding is None else ids.masked_fill(ids == padding, (padding + 1) % count)
+
+
 def trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str, ...]:
     """What is trained in full: modules that the checkpoint lacks (`fresh`), and heads."""
     heads = head_modules(model)
@@ -137,12 +148,12 @@ def trained_modules(model: PreTrainedModel, fresh: frozenset[str]) -> tuple[str,
 
 
 def remove_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout probability to 0, in place."""
+    """Set every dropout probability to 0, in place, and how far a mixture's routers shake what enters them."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
         # Attention functions read attributes such as `attention_dropout`, from the module or its configuration.
         for holder in (module, getattr(module, "config", None)):
             for attribute, value in vars(holder).items() if holder is not None else ():
-                if "drop" in attribute and isinstance(value, float):
+                if ("drop" in attribute or "jitter" in attribute) and isinstance(value, float):
                     setattr(holder, attribute, 0.0)

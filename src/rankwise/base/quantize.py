@@ -7,7 +7,8 @@ rounded, not the activations: what is compared is what ranks bring over such wei
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from rankwise.errors import UserError
@@ -15,7 +16,7 @@ from rankwise.errors import UserError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 Quantization: TypeAlias = Literal["none", "nf4", "nf4-double", "int8"]
 
@@ -23,6 +24,27 @@ Quantization: TypeAlias = Literal["none", "nf4", "nf4-double", "int8"]
 def can_quantize() -> bool:
     """Whether bitsandbytes is installed."""
     return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def stored_quantization(name: str | Path, config: PreTrainedConfig) -> Quantization:
+    """How the weights of a checkpoint are stored, by its configuration.
+
+    Raises `UserError` where that is neither bitsandbytes' nf4 nor its int8: other layers compute in ways of their own.
+    """
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return "none"
+    how: Mapping[str, Any] = stated if isinstance(stated, Mapping) else stated.to_dict()
+    method = str(how.get("quant_method", "bitsandbytes"))
+    if method.startswith("bitsandbytes"):
+        if not can_quantize():
+            raise UserError(f"the weights of {name} are quantised: run pip install 'rankwise[quant]'")
+        if how.get("load_in_8bit"):
+            return "int8"
+        if how.get("bnb_4bit_quant_type") == "nf4":
+            return "nf4-double" if how.get("bnb_4bit_use_double_quant") else "nf4"
+        method += f" {how.get('bnb_4bit_quant_type')}"
+    raise UserError(f"the weights of {name} are quantised by {method}: give the model as it was before, or in nf4")
 
 
 def quantization_config(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.cli.options import configured
+from rankwise.cli.options import configured, run_to_resume
 from rankwise.errors import UserError
 
 
@@ -35,15 +35,15 @@ def compare(
 
     rankwise compare --task docmatch --ranks 4,16 --steps 100 --max-length 32
     """
-    config = configured(file, options, begun=run if resume else None)
+    if plan and (run is not None or resume or require_resolved):
+        raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
+    config = configured(file, options, begun=run_to_resume(run, resume=resume))
 
     from rankwise.cli.show import show_comparison, show_plan
 
     if plan:
-        if run is not None or resume or require_resolved:
-            raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
         show_plan(config, json=json)
     else:
-        comparison = show_comparison(config, run=run, resume=resume, json=json, command="rankwise compare")
+        comparison = show_comparison(config, run=run, resume=resume, json=json)
         if require_resolved and comparison.recommendation.status != "resolved":
             raise typer.Exit(3)

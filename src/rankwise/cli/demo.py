@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rankwise.cli.options import run_to_resume
 from rankwise.compare.config import ComparisonConfig
 
 
@@ -82,6 +83,7 @@ def demo(
 
     rankwise demo --run runs/demo
     """
+    run_to_resume(run, resume=resume)
     config = ComparisonConfig.from_mapping(
         DEMOS[task].to_dict() | {"seeds": seeds, "first_seed": first_seed, "report_to": report_to},
         origin="the command line",
@@ -89,10 +91,4 @@ def demo(
 
     from rankwise.cli.show import show_comparison
 
-    show_comparison(
-        config,
-        run=run,
-        resume=resume,
-        json=json,
-        command=f"rankwise demo --task {task}",
-    )
+    show_comparison(config, run=run, resume=resume, json=json)

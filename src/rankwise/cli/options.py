@@ -10,10 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config import ComparisonConfig, is_in_memory
 from rankwise.compare.config_file import read_begun, read_config_file
 from rankwise.errors import UserError
 
+# What is given of a pair on the command line takes the place of either in a file.
+_OVERRIDE_EACH_OTHER = (
+    ("steps", "epochs"),
+    ("keep", "margin"),
+    ("bases", "dtype"),
+    ("bases", "quantize"),
+    ("scalings", "rslora"),
+)
 _OF_COMMANDS = {"run", "resume", "plan", "json", "require_resolved", "examples", "params"}
 
 
@@ -42,6 +50,13 @@ def options_from_config(command: Callable[..., None], names: Collection[str] | N
     return with_options
 
 
+def run_to_resume(run: Path | None, *, resume: bool) -> Path | None:
+    """The run that goes on, where one does."""
+    if resume and run is None:
+        raise UserError("--resume goes on with a run: say which with --run")
+    return run if resume else None
+
+
 def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | None = None) -> ComparisonConfig:
     """The configuration of a file, where there is one, and of the options given on the command line, which override.
 
@@ -56,12 +71,16 @@ def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | N
     if of_commands := sorted(values.keys() & _OF_COMMANDS):
         names = ", ".join(name.replace("_", "-") for name in of_commands)
         raise UserError(f"{file}: {names}: no option of a comparison, but of a command; leave it out of the file")
-    for pair in (("steps", "epochs"), ("keep", "margin"), ("bases", "dtype"), ("bases", "quantize")):
+    for pair in _OVERRIDE_EACH_OTHER:
         if given := options.keys() & pair:
             values = {name: value for name, value in values.items() if name in given or name not in pair}
-    return ComparisonConfig.from_mapping(
-        {**values, **options}, origin="the command line" if file is None else str(file)
-    )
+    if options.get("backend") == "local":
+        values.pop("address", None)
+    values |= options
+    for name, value in values.items():
+        if begun is not None and is_in_memory(value):
+            raise UserError(f"{name}: the run began in Python, with data in memory; go on there, or give --{name} FILE")
+    return ComparisonConfig.from_mapping(values, origin="the command line" if file is None else str(file))
 
 
 def _annotation(option: Field[Any]) -> Any:

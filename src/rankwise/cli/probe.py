@@ -71,7 +71,7 @@ def probe(
 
     from rankwise.cli.output import print_json
     from rankwise.cli.progress import watched
-    from rankwise.compare.observer import Stage
+    from rankwise.compare.observer import telling
     from rankwise.report.probe import probe_table
     from rankwise.spectrum.probe import probe_ranks
 
@@ -80,7 +80,7 @@ def probe(
             config,
             examples=examples,
             params=params,
-            observe=lambda text, share=None: observe(Stage(text, share)),
+            observe=telling(observe),
         )
     if json:
         print_json(found.to_dict())

@@ -59,7 +59,7 @@ def resize(
     """
     from rankwise.cli.output import print_json
     from rankwise.cli.progress import watched
-    from rankwise.compare.observer import Stage
+    from rankwise.compare.observer import telling
     from rankwise.spectrum.resize import resize_adapter
 
     with watched() as observe:
@@ -76,7 +76,7 @@ def resize(
             label=label,
             max_length=max_length,
             trust_remote_code=trust_remote_code or None,
-            tell=lambda text: observe(Stage(text)),
+            tell=telling(observe),
         )
     if json:
         print_json(resized.to_dict())

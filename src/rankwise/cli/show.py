@@ -13,19 +13,14 @@ from rankwise.cli.progress import watched
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.preview import plan_rank_comparison
 from rankwise.compare.run import new_run, run_rank_comparison
-from rankwise.errors import UserError
 from rankwise.records import RankComparison
 from rankwise.report.plan import plan_table
 from rankwise.report.recommendation import recommendation_table
 from rankwise.report.tables import comparison_notes, comparison_table
 
 
-def show_comparison(
-    config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool, command: str
-) -> RankComparison:
+def show_comparison(config: ComparisonConfig, *, run: Path | None, resume: bool, json: bool) -> RankComparison:
     """Run or resume a comparison and print its table and the answer, or its JSON document."""
-    if resume and run is None:
-        raise UserError("--resume goes on with a run: say which with --run")
     run = run or new_run()
     try:
         with watched() as observe:
@@ -33,7 +28,8 @@ def show_comparison(
     except KeyboardInterrupt:
         ignore_interrupts()
         if (run / "comparison.json").is_file():
-            print(f"rankwise: interrupted; go on with: {command} --run {quote(str(run))} --resume", file=sys.stderr)
+            go_on = f"rankwise compare --run {quote(str(run))} --resume"
+            print(f"rankwise: interrupted; go on with: {go_on}", file=sys.stderr)
         raise
     if json:
         print_json(comparison.to_dict())

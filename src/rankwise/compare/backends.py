@@ -56,7 +56,7 @@ class Workers:
     count: int
 
 
-Observer: TypeAlias = Callable[[StepReport | Workers], None]
+PackObserver: TypeAlias = Callable[[StepReport | Workers], None]
 
 
 class PackOutOfMemoryError(Exception):
@@ -70,7 +70,7 @@ class PackOutOfMemoryError(Exception):
 class Backend(Protocol):
     """Trains packs over one base model."""
 
-    def train(self, jobs: Sequence[Job], observe: Observer) -> Generator[Done | WorkerLost]:
+    def train(self, jobs: Sequence[Job], observe: PackObserver) -> Generator[Done | WorkerLost]:
         """Train all packs. Raises `PackOutOfMemoryError` once what else was begun is done."""
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Local:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
 
-    def train(self, jobs: Sequence[Job], observe: Observer) -> Generator[Done | WorkerLost]:
+    def train(self, jobs: Sequence[Job], observe: PackObserver) -> Generator[Done | WorkerLost]:
         for job in jobs:
             started = time.monotonic()
             try:

@@ -41,7 +41,14 @@ TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 _BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
+_DATA = ("train", "validation", "test", "retain")
+_IN_MEMORY = " in memory"
 _RANKS = {"grid": (4, 8, 16, 32), "escalate": (8, 16), "ladder": (1, 2, 4, 8, 16, 32)}  # where none are given
+
+
+def is_in_memory(value: object) -> bool:
+    """Whether a configuration that was written down says so of its data, which are then not there."""
+    return isinstance(value, str) and value.endswith(_IN_MEMORY)
 
 
 def _source(value: object) -> Source:
@@ -55,6 +62,10 @@ def _alpha(value: object) -> AlphaRule:
         return parse_positive(value)
     except UserError:
         raise UserError(f"{shortened(value)} is not rank, 2rank or a number above 0") from None
+
+
+def _full_rates(value: object) -> tuple[float, ...] | None:
+    return None if value == "none" else parse_rates(value)
 
 
 def _trackers(value: object) -> tuple[TrackerName, ...]:
@@ -112,7 +123,7 @@ class ComparisonConfig:
         "Instruction: other texts (.txt or as --train) to score before and after, to see what is forgotten.",
     )
     skip_bad: bool = _option(False, parse_flag, "Instruction: leave out examples that cannot be used.")
-    keep_leaked: bool = _option(False, parse_flag, "Keep test examples that also occur in train.")
+    keep_leaked: bool = _option(False, parse_flag, "Keep test and validation examples that occur in earlier splits.")
     max_train_examples: int | None = _option(None, whole_number(2), "Use this many training examples.")
     max_validation_examples: int | None = _option(None, whole_number(2), "Use this many validation examples.")
     max_test_examples: int | None = _option(
@@ -150,7 +161,7 @@ class ComparisonConfig:
     )
     learning_rates: tuple[float, ...] = _option((3e-4, 1e-3), parse_rates, "Learning rates tried at every rank.")
     full_learning_rates: tuple[float, ...] | None = _option(
-        None, parse_rates, "Fine-tune all weights as well, at these learning rates, as another reference."
+        None, _full_rates, "Fine-tune all weights as well, at these learning rates, as another reference [none]."
     )
     seeds: int = _option(3, whole_number(1), "How many seeds each rank and learning rate is trained with.")
     first_seed: int = _option(0, whole_number(0), "The first seed; the others follow it.")
@@ -235,9 +246,9 @@ class ComparisonConfig:
         if self.max_length is None:
             object.__setattr__(self, "max_length", 512 if self.task == "instruction" else 128)
         if self.task in BUILT_IN:
-            for name in ("train", "validation", "test", "group", "retain"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"{name}: task {self.task} brings its own data; leave it out")
+            data = [name for name in _DATA if getattr(self, name) is not None]  # a table cannot be asked whether it is
+            for name in [*data, *self._given("text", "text_pair", "label", "group", "keep_leaked")]:
+                raise UserError(f"{name}: task {self.task} brings its own data; leave it out")
         elif self.train is None:
             raise UserError(
                 f"no training data: give --train FILE, or --task {' or '.join(BUILT_IN)}, which are built in"
@@ -304,6 +315,8 @@ class ComparisonConfig:
         """A configuration from names as they are written on the command line or in a file (`origin`)."""
         names = [option.name for option in fields(cls)]
         given = {str(name).replace("-", "_"): value for name, value in values.items()}
+        if given.get("rslora") is True and "scalings" in given:
+            raise UserError(f"{origin}: rslora and scalings are both given: leave one out")
         for name in given:
             if name not in names:
                 near = difflib.get_close_matches(name[:80], names, n=1)
@@ -349,6 +362,6 @@ class ComparisonConfig:
             if isinstance(value, Path):
                 return str(value)
             is_plain = value is None or isinstance(value, str | int | float)
-            return value if is_plain else f"{type(value).__name__} in memory"
+            return value if is_plain else f"{type(value).__name__}{_IN_MEMORY}"
 
         return {option.name: plain(getattr(self, option.name)) for option in fields(self)}

@@ -49,7 +49,7 @@ def _score(run: Run, trials: Sequence[Trial], ranks: Sequence[int]) -> Event:
             scored = evaluate(pack.base, len(pack.trials), prepared.task, prepared.settings.steps)
             for trial, evaluation in zip(pack.trials, scored, strict=True):
                 evaluations[trial.rank].append(evaluation)
-    run.journal.append(
+    return run.journal.append(
         "cut",
         trials=[trial.id for trial in trials],
         ranks=list(ranks),
@@ -57,7 +57,6 @@ def _score(run: Run, trials: Sequence[Trial], ranks: Sequence[int]) -> Event:
         accuracy=[fmean(one.accuracy for one in evaluations[rank]) for rank in ranks],
         seconds=time.monotonic() - started,
     )
-    return run.journal.events[-1]
 
 
 def in_order(state: State, targets: Sequence[LinearLayer]) -> State:

@@ -236,7 +236,7 @@ def read_comparison(run: Path) -> RankComparison:
     file = run / "experiments.json"
     if not file.is_file():
         if (run / "comparison.json").is_file():
-            raise UserError(f"run {run} has not ended: go on with it by rankwise compare … --run {run} --resume")
+            raise UserError(f"run {run} has not ended: go on with it by rankwise compare --run {run} --resume")
         raise UserError(f"{run} is not a run directory: give the directory that rankwise compare was given with --run")
     try:
         comparison = RankComparison.from_dict(json.loads(file.read_text(encoding="utf-8")))

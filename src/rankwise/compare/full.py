@@ -1,7 +1,8 @@
 """Full fine-tuning beside the ranks: every learning rate and seed, the best rate on validation, its scores of test.
 
 Each is scored when it ends, since its weights are not kept; only the scores of the chosen rate are read. While it
-trains it is checkpointed, so that a run that was killed goes on with it.
+trains it is checkpointed, so that a run that was killed goes on with it. It takes many times the memory of an adapter:
+where there is too little, the ranks have their answer all the same.
 """
 
 from __future__ import annotations
@@ -21,16 +22,25 @@ from rankwise.compare.scoring import read_stacked
 from rankwise.compare.under_way import Run
 from rankwise.decide.interval import share_interval
 from rankwise.records import FullFineTuning
+from rankwise.train.failure import is_out_of_memory
 from rankwise.train.full import fine_tune
 
 
 def fine_tune_in_full(run: Run) -> tuple[FullFineTuning | None, list[str]]:
-    """The row of full fine-tuning, and notes on it; no row where none was asked for, or all diverged."""
+    """The row of full fine-tuning, and notes on it.
+
+    No row where none was asked for, all diverged, or memory was short: a later start tries that again.
+    """
     config = run.prepared.config
     rates = config.full_learning_rates
     if rates is None:
         return None, []
-    done = {rate: [_fine_tuned(run, rate, seed) for seed in config.seed_numbers] for rate in rates}
+    try:
+        done = {rate: [_fine_tuned(run, rate, seed) for seed in config.seed_numbers] for rate in rates}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, ["full fine-tuning: out of memory, so it has no row; where there is more, --resume adds it"]
     trained = {rate: events for rate, events in done.items() if all(one["status"] == "trained" for one in events)}
     if not trained:
         return None, ["full fine-tuning diverged at every learning rate; add lower --full-learning-rates"]
@@ -69,7 +79,7 @@ def _fine_tuned(run: Run, rate: float, seed: int) -> Event:
     directory.write_scores(path, task.test, tuned.test)
     if task.retained is not None and tuned.retained is not None:
         directory.write_scores(path, task.retained, tuned.retained, RETAINED)
-    journal.append(
+    event = journal.append(
         "fine-tuned",
         **known,
         status=tuned.status,
@@ -80,7 +90,7 @@ def _fine_tuned(run: Run, rate: float, seed: int) -> Event:
         seconds=time.monotonic() - started,
     )
     checkpoint.unlink(missing_ok=True)
-    return journal.events[-1]
+    return event
 
 
 def _row(run: Run, rate: float, events: Sequence[Event]) -> FullFineTuning:

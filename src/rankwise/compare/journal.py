@@ -44,8 +44,8 @@ class Journal:
                     "restore the file from a copy, or start a new run"
                 ) from error
 
-    def append(self, event: str, **values: Any) -> None:
-        """Record an event; it is on the disk when this returns."""
+    def append(self, event: str, **values: Any) -> Event:
+        """Record an event and return it; it is on the disk by then."""
         if self._torn_at is not None:
             os.truncate(self.path, self._torn_at)
             self._torn_at = None
@@ -55,6 +55,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.events.append(record)
+        return record
 
     @property
     def seconds(self) -> float:

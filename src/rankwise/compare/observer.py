@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rankwise.compare.backends import Workers
+from rankwise.compare.prepare import Tell
 from rankwise.compare.schedule import Leg
 from rankwise.records import Trial
 from rankwise.train.loop import StepReport
@@ -35,6 +36,11 @@ class Planned:
 
 Told: TypeAlias = Stage | Planned | StepReport | Workers
 Observer: TypeAlias = Callable[[Told], None]
+
+
+def telling(observe: Observer) -> Tell:
+    """What tells an observer of stages."""
+    return lambda text, share=None: observe(Stage(text, share))
 
 
 def ignore(event: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config import ComparisonConfig, is_in_memory
 from rankwise.compare.config_file import begun_with
 from rankwise.compare.directory import DAMAGE, RunDirectory, read_comparison
 from rankwise.compare.journal import Journal
@@ -62,7 +62,9 @@ def command_of(config: Mapping[str, Any]) -> str:
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
+            words.append(option)
+        elif is_in_memory(value):
+            words += [option, "FILE"]
         else:
             words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join(words)

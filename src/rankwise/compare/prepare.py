@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankwise.base.load import load_base, load_tokenizer
 from rankwise.base.model import BaseModel, position_limit
-from rankwise.base.shapes import LinearLayer, match_targets
+from rankwise.base.shapes import ALL_LINEAR, LinearLayer, match_targets
 from rankwise.base.source import EMBEDDED_LM
 from rankwise.compare.config import BUILT_IN, ComparisonConfig
 from rankwise.compare.differences import Description
@@ -22,14 +22,16 @@ from rankwise.compare.plan import MOST_TRIALS, MOST_TRIALS_ON_CUDA
 from rankwise.compare.schedule import Following, most_rates
 from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
+from rankwise.lora.fit import unfit_targets
 from rankwise.lora.packable import packable
-from rankwise.memory.parameters import capacity_floor, check_ranks
+from rankwise.memory.parameters import adapted_layers, capacity_floor, check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
 from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.docstrings import load_docstrings
 from rankwise.tasks.instruction import load_instruction
 from rankwise.tasks.retained import load_retained
+from rankwise.tasks.source import Caps
 from rankwise.tasks.task import Split, Task
 from rankwise.train.baseline import head_chain
 from rankwise.train.heap import keep_freed_memory
@@ -42,7 +44,8 @@ _DEFAULT_EPOCHS = 3.0
 class Prepared:
     """Everything that is in memory before anything is measured or trained.
 
-    `following` are the ranks that follow the largest, as schedule.py says.
+    `following` are the ranks that follow the largest, as schedule.py says. `target_modules` names the targets to other
+    trainers; `left_out` tells of what else the names that were asked for mean there.
     """
 
     config: ComparisonConfig
@@ -51,13 +54,15 @@ class Prepared:
     targets: tuple[LinearLayer, ...]
     settings: TrainingSettings
     packable: bool
+    target_modules: str | tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     following: Following = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
         alone = f"{self.config.model} does not keep the rows of a batch apart: its trials are trained one by one"
         warnings = check_ranks(self.config.ranks, self.targets)
-        return (*self.task.notes, *self._hints, *warnings, *(() if self.packable else (alone,)))
+        return (*self.task.notes, *self._hints, *warnings, *self.left_out, *(() if self.packable else (alone,)))
 
     @property
     def _hints(self) -> list[str]:
@@ -117,7 +122,9 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
         raise UserError(f"gradient-checkpointing: {config.model} cannot recompute activations; leave it out")
     if not base.causal:
         head_chain(base, task)  # what rank 0 cannot do is told before anything is written
-    targets = match_targets(base.model, config.target_modules, trained=base.trained_modules)
+    if config.full_learning_rates is not None and base.quantize != "none":
+        raise UserError(f"full-learning-rates: weights in {base.quantize} cannot be trained; leave them out")
+    targets, left_out = _targets(config, base)
     check_ranks(config.ranks, targets)
     steps = config.steps
     if steps is None:
@@ -133,7 +140,43 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
         evaluations=config.evaluations,
         checkpointing=config.gradient_checkpointing,
     )
-    return Prepared(config, base, task, targets, settings, packable(base, targets))
+    names = _names(base, targets) if left_out else config.target_modules
+    return Prepared(config, base, task, targets, settings, packable(base, targets), names, left_out)
+
+
+def _targets(config: ComparisonConfig, base: BaseModel) -> tuple[tuple[LinearLayer, ...], tuple[str, ...]]:
+    """The layers to adapt, and notes on those that `all-linear` would have meant in PEFT.
+
+    Raises `UserError` where a layer that was asked for cannot be adapted.
+    """
+    asked = config.target_modules
+    targets = match_targets(base.model, asked, trained=base.trained_modules)
+    unfit = unfit_targets(base, targets)
+    fit = tuple(target for target in targets if target.name not in unfit)
+    notes = []
+    if unfit:
+        name, why = next(iter(unfit.items()))
+        if asked != ALL_LINEAR or not fit:
+            raise UserError(f"target-modules: {name} cannot be adapted: {why}; name others")
+        more = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        notes.append(f"target-modules: {name}{more} left out: {why}")
+    in_peft = adapted_layers(base.model, asked, trained=base.trained_modules)
+    if experts := [layer for layer in in_peft if layer not in targets]:
+        notes.append(
+            f"target-modules: the {len(experts)} parameters of experts and routers, such as {experts[0].name}, which "
+            "PEFT would adapt as well, stay frozen"
+        )
+    return fit, tuple(notes)
+
+
+def _names(base: BaseModel, targets: Sequence[LinearLayer]) -> tuple[str, ...]:
+    """The last parts of the targets' names where PEFT takes these for the targets and no more, else whole names."""
+    ends = tuple(sorted({target.name.rpartition(".")[2] for target in targets}))
+    try:
+        alike = set(adapted_layers(base.model, ends, trained=base.trained_modules)) == set(targets)
+    except UserError:  # they are names of other modules, too
+        alike = False
+    return ends if alike else tuple(target.name for target in targets)
 
 
 def model_of(config: ComparisonConfig, tell: Tell) -> str:
@@ -161,15 +204,14 @@ def base_for(config: ComparisonConfig, model: str, task: Task) -> BaseModel:
 
 
 def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    caps: Caps = {
+        "train": config.max_train_examples,
+        "validation": config.max_validation_examples,
+        "test": config.max_test_examples,
+    }
     if config.task in BUILT_IN:
         load = load_docmatch if config.task == "docmatch" else load_docstrings
-        return load(
-            tokenizer,
-            config.max_length,
-            train_examples=config.max_train_examples,
-            validation_examples=config.max_validation_examples,
-            test_examples=config.max_test_examples,
-        )
+        return load(tokenizer, config.max_length, caps=caps)
     assert config.train is not None
     if config.task == "instruction":
         task = load_instruction(
@@ -183,9 +225,7 @@ def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> 
             exact=config.score == "exact",
             skip_bad=config.skip_bad,
             keep_leaked=config.keep_leaked,
-            train_examples=config.max_train_examples,
-            validation_examples=config.max_validation_examples,
-            test_examples=config.max_test_examples,
+            caps=caps,
         )
         if config.retain is None:
             return task
@@ -201,9 +241,7 @@ def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> 
         tokenizer=tokenizer,
         max_length=config.max_length,
         keep_leaked=config.keep_leaked,
-        train_examples=config.max_train_examples,
-        validation_examples=config.max_validation_examples,
-        test_examples=config.max_test_examples,
+        caps=caps,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.observer import Observer, Stage, ignore
+from rankwise.compare.observer import Observer, ignore, telling
 from rankwise.compare.plan import plan_packs
 from rankwise.compare.prepare import disk_bytes, prepare
-from rankwise.compare.schedule import Schedule, most_rates, steps_per_seed
+from rankwise.compare.schedule import Schedule, fewest_rates, most_rates, steps_per_seed
 from rankwise.compare.training import pack_size
 from rankwise.records import ComparisonPlan
 from rankwise.train.cost import measure_costs, measure_pack
@@ -20,8 +20,8 @@ _HINT = "plan with a smaller --pack-size or --batch-size, or with --gradient-che
 def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = ignore) -> ComparisonPlan:
     """What a comparison would train and what that takes, from a few timed steps of each rank and of the first pack."""
     with device_failure_told("run this again once it works"), out_of_memory_told(_HINT):
-        prepared = prepare(config.each_base[0], lambda text, share=None: observe(Stage(text, share)))
-        observe(Stage("timing a few steps of each rank, and of a pack"))
+        prepared = prepare(config.each_base[0], telling(observe))
+        telling(observe)("timing a few steps of each rank, and of a pack")
         first = prepared.as_grid(config.first_ranks)
         base, task, trials, targets, settings = first.cost_arguments
         costs = {cost.rank: cost for cost in measure_costs(base, task, trials, targets, settings)}
@@ -41,10 +41,16 @@ def plan_rank_comparison(config: ComparisonConfig, *, observe: Observer = ignore
         steps=prepared.settings.steps,
         peak_memory_bytes=base.bytes + base.blocks_bytes + max(of_packs) if peaks else None,
         disk_bytes=disk_bytes(prepared),
-        training_seconds=of_every_curve * steps_per_seed(len(config.learning_rates), rungs),
+        training_seconds=of_every_curve * steps_per_seed(fewest_rates(config), rungs),
         training_seconds_at_most=of_every_curve * most_rates(config) * rungs[-1],
-        notes=(*prepared.notes, *_note_on_start(config), *more),
+        notes=(*prepared.notes, *_note_on_start(config), *_note_on_rates(config), *more),
     )
+
+
+def _note_on_rates(config: ComparisonConfig) -> list[str]:
+    if len(config.learning_rates) != 2:
+        return []
+    return ["learning rates: of two the better one is at an edge, so a third will be tried, which is counted"]
 
 
 def _note_on_start(config: ComparisonConfig) -> list[str]:

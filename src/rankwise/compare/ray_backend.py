@@ -24,7 +24,7 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rankwise.base.source import snapshot
-from rankwise.compare.backends import Done, Job, Observer, PackOutOfMemoryError, WorkerLost, Workers
+from rankwise.compare.backends import Done, Job, PackObserver, PackOutOfMemoryError, WorkerLost, Workers
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.ray_worker import News, Order, Recipe, Worker, versions
@@ -110,7 +110,7 @@ class Ray:
             largest = max((int(node["Resources"].get("CPU", 0)) for node in _nodes()), default=0)
             self._needs = {"num_cpus": min(threads, largest or threads)}
 
-    def train(self, jobs: Sequence[Job], observe: Observer) -> Generator[Done | WorkerLost]:
+    def train(self, jobs: Sequence[Job], observe: PackObserver) -> Generator[Done | WorkerLost]:
         waiting, lost = deque(jobs), Counter[str]()
         too_large: PackOutOfMemoryError | None = None
         working = 0
@@ -186,7 +186,7 @@ class Ray:
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=0, fetch_local=False)
         return [hand for hand in hands if hand.answer in ready]
 
-    def _heard(self, hand: _Hand, job: Job, news: News, observe: Observer) -> Done | None:
+    def _heard(self, hand: _Hand, job: Job, news: News, observe: PackObserver) -> Done | None:
         """Take a worker's news; the pack, where it is trained."""
         if (checkpoint := news.checkpoint) is not None:
             job.checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal, validation_baseline
-from rankwise.compare.observer import Observer, Stage, Told, ignore
+from rankwise.compare.observer import Observer, Told, ignore, telling
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
@@ -61,6 +61,8 @@ def run_rank_comparison(
         if others:
             comparison = _over_the_others(config, comparison, others, observe)
     with _resumable(RunDirectory(path)):
+        # A run over several bases has not ended before they all have.
+        _write_answer(comparison)
         write_page(path)
     return comparison
 
@@ -68,15 +70,21 @@ def run_rank_comparison(
 def _over_the_others(
     config: ComparisonConfig, comparison: RankComparison, others: Sequence[ComparisonConfig], observe: Observer
 ) -> RankComparison:
-    path, over = comparison.run, []
+    over = []
     for base, other in zip((config.bases or ())[1:], others, strict=True):
-        directory = RunDirectory(path / "bases" / base)
+        directory = RunDirectory(comparison.run / "bases" / base)
         begun = (directory.path / "comparison.json").is_file()
         over.append(_run_over_one_base(other, directory, bases=None, resume=begun, observe=observe))
+        with _resumable(directory):
+            _write_answer(over[-1])
     notes = [over_another(one, comparison, f"over {one.base}") for one in over]
-    comparison = replace(comparison, over=tuple(over), notes=(*comparison.notes, *notes))
-    write_json(path / "experiments.json", comparison.to_dict())
-    return comparison
+    return replace(comparison, over=tuple(over), notes=(*comparison.notes, *notes))
+
+
+def _write_answer(comparison: RankComparison) -> None:
+    document = comparison.to_dict()
+    write_json(comparison.run / "recommendation.json", document["recommendation"])
+    write_json(comparison.run / "experiments.json", document)
 
 
 def _run_over_one_base(
@@ -90,7 +98,7 @@ def _run_over_one_base(
     """`bases` are those that the whole run is over, which are kept where its first one's options are."""
     directory.check_free(resume=resume)
     with device_failure_told("go on with --resume once it works again"), _memory_told():
-        prepared = prepare(config, lambda text, share=None: observe(Stage(text, share)))
+        prepared = prepare(config, telling(observe))
         if not resume:
             directory.check_space(disk_bytes(prepared))
         with (
@@ -135,13 +143,14 @@ def _compare(run: Run, reporting: Reporting) -> RankComparison:
     results = train(run, costs)
     reporting.settle(results)
     rank_0_nll = validation_baseline(journal).nll
-    choices = [choose(one, results, rank_0_nll) for one in prepared.config.each_scaling]
+    named = replace(prepared.config, target_modules=prepared.target_modules)
+    choices = [choose(one, results, rank_0_nll) for one in named.each_scaling]
     score_trials(run, [trial for choice in choices for trial in choice.trials])
     full, notes_on_full = fine_tune_in_full(run)
     retained = None if prepared.task.retained is None else read_stacked(directory, [directory.baseline], RETAINED)
     first, *others = (_answered(run, choice, baseline, retained, costs, grown.stopped) for choice in choices)
     _publish(run, choices[0], first.recommendation)
-    comparison = RankComparison(
+    return RankComparison(
         run=directory.path,
         model=prepared.config.model,
         base=prepared.base.stored_as,
@@ -167,10 +176,6 @@ def _compare(run: Run, reporting: Reporting) -> RankComparison:
         ),
         full=full,
     )
-    document = comparison.to_dict()
-    write_json(directory.path / "recommendation.json", document["recommendation"])
-    write_json(directory.path / "experiments.json", document)
-    return comparison
 
 
 def _answered(

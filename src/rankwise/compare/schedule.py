@@ -208,6 +208,12 @@ def steps_per_seed(rates: int, rungs: Sequence[int]) -> int:
     return steps
 
 
+def fewest_rates(config: ComparisonConfig) -> int:
+    """How many learning rates a rank will have tried at least: of two, the better one is at an edge."""
+    given = len(config.learning_rates)
+    return 3 if given == 2 else given
+
+
 def most_rates(config: ComparisonConfig) -> int:
     """How many learning rates a rank may have tried in the end."""
     given = len(config.learning_rates)

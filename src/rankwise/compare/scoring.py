@@ -1,4 +1,4 @@
-"""Scores on the test split: rank 0's and those of the chosen trials. Nothing else touches it."""
+"""Scores on the test split: rank 0's and those of the chosen trials. Of ranks nothing else touches it."""
 
 from __future__ import annotations
 

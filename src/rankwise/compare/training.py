@@ -180,7 +180,7 @@ def _trained(run: Run, packs: Sequence[PlannedPack]) -> Iterator[dict[Trial, Tri
             statuses = {one.result.trial.id: one.result.status for one in event.trained}
             states = {one.result.trial.id: one.state for one in event.trained if one.result.status == "trained"}
             now = time.monotonic()
-            run.journal.append(
+            journaled = run.journal.append(
                 "trained",
                 pack=event.pack.id,
                 status=statuses,
@@ -190,7 +190,7 @@ def _trained(run: Run, packs: Sequence[PlannedPack]) -> Iterator[dict[Trial, Tri
                 pack_seconds=event.seconds,
             )
             since = now
-            _hand_over(run.directory, run.journal.events[-1])
+            _hand_over(run.directory, journaled)
             yield {one.result.trial: one.result for one in event.trained}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rankwise.compare.backends import Backend
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
-from rankwise.compare.observer import Observer, Stage
+from rankwise.compare.observer import Observer, telling
 from rankwise.compare.prepare import Prepared
 from rankwise.compare.schedule import Following
 
@@ -24,7 +24,7 @@ class Run:
     observe: Observer
 
     def tell(self, text: str, share: float | None = None) -> None:
-        self.observe(Stage(text, share))
+        telling(self.observe)(text, share)
 
     def as_grid(self, ranks: Collection[int], following: Following | None = None) -> Run:
         """The same as a grid of these ranks, some of which follow the largest."""

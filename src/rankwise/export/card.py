@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rankwise.export.finding import Finding
 from rankwise.export.serving import serving_line
+from rankwise.records import RankComparison
 from rankwise.report.markdown import escaped
 from rankwise.report.notebook import markdown
 
@@ -21,8 +22,7 @@ def model_card(finding: Finding, repository: str) -> str:
         pipeline_tag="text-generation" if finding.causal else "text-classification",
         tags=["lora", "peft", "rankwise"],
     )
-    shown = tuple(_without_places(note, finding) for note in finding.comparison.notes)
-    comparison = replace(finding.comparison, model=finding.model_name, notes=shown)
+    comparison = _shown(finding.comparison, finding)
     return f"""---
 {metadata.to_yaml()}
 ---
@@ -45,6 +45,16 @@ Task {escaped(comparison.task)}, compared by rankwise:
 
 {_use(finding, repository)}
 """
+
+
+def _shown(comparison: RankComparison, finding: Finding) -> RankComparison:
+    """What may be read by everybody: nothing of this machine's directories."""
+    return replace(
+        comparison,
+        model=finding.model_name,
+        notes=tuple(_without_places(note, finding) for note in comparison.notes),
+        over=tuple(_shown(other, finding) for other in comparison.over),
+    )
 
 
 def _without_places(note: str, finding: Finding) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rankwise.base.model import BaseModel, position_limit, without
+from rankwise.base.model import BaseModel, position_limit, some_ids, without
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.positions import shares_positions
 
@@ -30,7 +30,7 @@ def packable(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
 def _is_blind_to_padding(base: BaseModel) -> bool:
     """The last layer of a head is taken out: its few outputs, drawn at random, may happen to be next to nothing."""
     length = min(7, (position_limit(base) or 14) // 2)
-    row = torch.arange(length, device=base.device).remainder(base.model.get_input_embeddings().num_embeddings)[None]
+    row = some_ids(base.model, base.tokenizer, 1, length)
 
     def outputs(padding: int) -> Tensor:
         ids = pad(row, (0, padding), value=base.tokenizer.pad_token_id or 0)
@@ -59,7 +59,7 @@ def _is_given_rows(base: BaseModel, targets: Sequence[LinearLayer]) -> bool:
     for name in (*(target.name for target in targets), *base.trained_modules):
         shared = shares_positions(base.model.get_submodule(name.rpartition(".")[0]))
         hooks.append(base.model.get_submodule(name).register_forward_pre_hook(partial(look, shared)))
-    ids = torch.full((rows, length), int(base.tokenizer.pad_token_id == 0), device=base.device)
+    ids = some_ids(base.model, base.tokenizer, rows, length)
     try:
         with torch.no_grad():
             base.model(input_ids=ids, attention_mask=torch.ones_like(ids))

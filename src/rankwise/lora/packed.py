@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Float32
@@ -100,6 +100,15 @@ class PackedLora(nn.Module):
         self.base = base
         self.parts = parts
         self.factors = nn.ParameterList(factors)
+
+    # Some layers around read the weight, to hand it to a kernel where they have one.
+    @property
+    def weight(self) -> Tensor:
+        return cast(Tensor, self.base.layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.base.layer.bias)
 
     @property
     def trials(self) -> int:

@@ -74,7 +74,7 @@ def adapt(model: PreTrainedModel, rank: int, targets: str | Sequence[str], setti
 
 
 def give_storage(model: nn.Module, device: torch.device) -> None:
-    """Replace every meta tensor by an uninitialised one on `device`; what is tied stays tied.
+    """Replace every meta tensor by zeros on `device`; what is tied stays tied.
 
     Under a fake tensor mode the new ones are fake.
     """

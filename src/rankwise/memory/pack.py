@@ -90,11 +90,12 @@ def trace_pack(
                 with tracker.phase("backward"):
                     loss.backward()
                 with tracker.phase("update"):
+                    optimizer.collect()
+                    tracker.claim((row.grad for row in optimizer.rows if row.grad is not None), "gradients")
                     optimizer.step(number)
                 for row in optimizer.rows:
                     states = optimizer.adamw.state[row].values()
                     tracker.claim((state for state in states if isinstance(state, torch.Tensor)), "optimizer_states")
-                tracker.claim((row.grad for row in optimizer.rows if row.grad is not None), "gradients")
     tracker.trace.begins = len(tracker.trace.events)  # there are two already
     return tracker.so_far()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.base.outline import shipped_outline
-from rankwise.base.shapes import head_modules, linear_layers, outline_of, sizes_of, within
+from rankwise.base.shapes import head_modules, linear_layers, match_targets, outline_of, sizes_of, within
 from rankwise.base.source import find_config, named_entry
 from rankwise.errors import UserError
 from rankwise.memory.closed_form import closed_form
@@ -49,7 +49,9 @@ class Subject:
         self.outline, self.sizes = shipped or (outline_of(self.model), sizes_of(self.model))
         self.trained = () if self.sizes.causal else head_modules(self.outline)
         self.layers = linear_layers(self.outline)
-        self.adapted = adapted_layers(self.outline if shipped else self.model, targets, trained=self.trained)
+        # Packs adapt linear layers alone, PEFT a mixture's experts as well.
+        layers_of = match_targets if pack_size else adapted_layers
+        self.adapted = layers_of(self.outline if shipped else self.model, targets, trained=self.trained)
         self.total_params = sum(math.prod(shape) for _, shape in self.outline.parameters())
         self.calibration: Calibration | None = None
         self.workspace_bytes: int | None = None  # of the device, where it is known

@@ -103,11 +103,10 @@ class FullFineTuning:
 class ComparisonPlan:
     """What a comparison would train and what that would take, from a few timed steps of each rank and of a pack.
 
-    `trials` and `packs` are those that it begins with. `training_seconds` is the time of all trials one after
-    another where the given learning rates are enough and their worse half is dropped at every rung,
-    `training_seconds_at_most` where every rank needs as many more as it may have and none is dropped; evaluation comes
-    on top. `peak_memory_bytes` is that of the largest pack,
-    None where the device has no counter.
+    `trials` and `packs` are those that it begins with. `training_seconds` is the time of all trials one after another
+    where no rank needs more learning rates (but a third where two are given) and their worse half is dropped at every
+    rung, `training_seconds_at_most` where every rank needs as many more as it may have and none is dropped; evaluation
+    comes on top. `peak_memory_bytes` is that of the largest pack, None where the device has no counter.
     """
 
     trials: int

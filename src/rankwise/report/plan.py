@@ -14,7 +14,7 @@ def plan_table(plan: ComparisonPlan) -> RenderableType:
     """A line for each thing that a comparison takes, and the notes below."""
     table = Table.grid(padding=(0, 2))
     packs = "1 pack" if plan.packs == 1 else f"{plan.packs} packs"
-    table.add_row("trials", f"{plan.trials} of up to {plan.steps:,} steps each, in {packs}")
+    table.add_row("trials", f"{plan.trials} to begin with, of up to {plan.steps:,} steps each, in {packs}")
     table.add_row("training time", _training_time(plan))
     table.add_row("peak memory", f"{bytes_text(plan.peak_memory_bytes)}, the base model included")
     table.add_row("disk", f"{bytes_text(plan.disk_bytes)} at most")

@@ -17,7 +17,7 @@ from rankwise.errors import UserError
 from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.files.table import quoted
 from rankwise.tasks.groups import group_numbers, told_of_groups
-from rankwise.tasks.source import Rows, Source, is_integer, read_splits, read_test_rows, without_fraction
+from rankwise.tasks.source import NO_CAPS, Caps, Rows, Source, is_integer, read_splits, read_test_rows, without_fraction
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits
 from rankwise.tasks.task import Task
 
@@ -37,9 +37,7 @@ def load_classification(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     keep_leaked: bool = False,
-    train_examples: int | None = None,
-    validation_examples: int | None = None,
-    test_examples: int | None = None,
+    caps: Caps = NO_CAPS,
     split_seed: int = 0,
     name: str = "classification",
 ) -> Task:
@@ -52,7 +50,7 @@ def load_classification(
     that of a text, belong together: none such are cut apart, and where their group also occurs in an
     earlier split, they are removed as if their text did. Labels that are all integers are ordered by
     value (1.0 counts as 1), others alphabetically, unless the source declares an order. `max_length`
-    counts tokens. The caps take a random part of a split; a larger cap adds examples and changes none.
+    counts tokens. `caps` take a random part of a split; a larger cap adds examples and changes none.
 
     Raises `UserError` (one line) for data that cannot be used as it is.
     """
@@ -65,11 +63,10 @@ def load_classification(
     _check_counts(splits, classes)
     splits, cut_notes = cut_missing(splits, split_seed, how="stratified by label", origin=classes.origin)
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
-    caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
-    splits = {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()}
+    splits = {split: capped(examples, caps.get(split), split_seed) for split, examples in splits.items()}
     missing = [name for index, name in enumerate(classes.names) if index not in splits["train"].labels]
     if missing:
-        raise UserError(f"{train_examples:,} train examples have none of label {quoted(missing)}; use more of them")
+        raise UserError(f"{caps['train']:,} train examples have none of label {quoted(missing)}; use more of them")
     task = build_task(
         name,
         classes.names,

@@ -6,13 +6,13 @@ example, and each body appears once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.library import Library, read_library
-from rankwise.tasks.source import SplitName
+from rankwise.tasks.source import NO_CAPS, Caps, SplitName
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,30 +25,23 @@ def load_docmatch(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
-    train_examples: int | None = None,
-    validation_examples: int | None = None,
-    test_examples: int | None = None,
+    caps: Caps = NO_CAPS,
     split_seed: int = 0,
 ) -> Task:
     """Build the task: about 4,800 examples with Python 3.11.
 
-    The caps take the first examples of a split, so that a larger cap adds examples and changes none;
+    `caps` take the first examples of a split, so that a larger cap adds examples and changes none;
     any even number of them is half positive. `Split.groups` numbers the source files.
 
     Raises `UserError` where Python was installed without its library's sources.
     """
     library = read_library(split_seed)
-    caps: dict[SplitName, int | None] = {
-        "train": train_examples,
-        "validation": validation_examples,
-        "test": test_examples,
-    }
     return build_task(
         "docmatch",
         LABELS,
         {
-            split: _examples(library, split, cap, seed=[split_seed, number])
-            for number, (split, cap) in enumerate(caps.items())
+            split: _examples(library, split, caps.get(split), seed=[split_seed, number])
+            for number, split in enumerate(get_args(SplitName))
         },
         tokenizer=tokenizer,
         max_length=max_length,

@@ -7,7 +7,7 @@ file; the completion is the first paragraph of that. A body that is too long los
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from rankwise.tasks.examples import Examples
 from rankwise.tasks.learned import build_learned_task
 from rankwise.tasks.library import Function, Library, read_library
 from rankwise.tasks.retained import cut_into_pieces
-from rankwise.tasks.source import SplitName
+from rankwise.tasks.source import NO_CAPS, Caps, SplitName
 from rankwise.tasks.task import Split, Task
 
 if TYPE_CHECKING:
@@ -29,25 +29,19 @@ def load_docstrings(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
-    train_examples: int | None = None,
-    validation_examples: int | None = None,
-    test_examples: int | None = None,
+    caps: Caps = NO_CAPS,
 ) -> Task:
     """Build the task: about 4,800 examples with Python 3.11; what is retained is source code of the validation files.
 
-    The caps take the first examples of a split. `Split.groups` numbers the source files.
+    `caps` take the first examples of a split. `Split.groups` numbers the source files.
 
     Raises `UserError` where Python was installed without its library's sources.
     """
     library = read_library()
-    caps: dict[SplitName, int | None] = {
-        "train": train_examples,
-        "validation": validation_examples,
-        "test": test_examples,
-    }
+    names = enumerate(get_args(SplitName))
     task = build_learned_task(
         "docstrings",
-        {split: _examples(library, split, cap, seed=number) for number, (split, cap) in enumerate(caps.items())},
+        {split: _examples(library, split, caps.get(split), seed=number) for number, split in names},
         tokenizer=tokenizer,
         max_length=max_length,
         notes=[library.note],

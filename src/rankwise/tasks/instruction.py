@@ -14,7 +14,7 @@ from rankwise.tasks.examples import Examples
 from rankwise.tasks.files.table import Shape, Table, shape_of
 from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.learned import build_learned_task
-from rankwise.tasks.source import Source, SplitName, read_tables, read_test_table
+from rankwise.tasks.source import NO_CAPS, Caps, Source, SplitName, read_tables, read_test_table
 from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
 from rankwise.tasks.task import Task
 
@@ -36,9 +36,7 @@ def load_instruction(
     exact: bool = False,
     skip_bad: bool = False,
     keep_leaked: bool = False,
-    train_examples: int | None = None,
-    validation_examples: int | None = None,
-    test_examples: int | None = None,
+    caps: Caps = NO_CAPS,
     split_seed: int = 0,
 ) -> Task:
     """Read, render, split and tokenise conversations, or prompts and completions (`conversation.SHAPES`).
@@ -55,10 +53,9 @@ def load_instruction(
     splits, notes = _rendered(tables, tokenizer, group, damaged)
     splits, cut_notes = cut_missing(splits, split_seed, how="at random", origin=tables["train"].origin)
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
-    caps = {"train": train_examples, "validation": validation_examples, "test": test_examples}
     task = build_learned_task(
         "instruction",
-        {split: capped(examples, caps[split], split_seed) for split, examples in splits.items()},
+        {split: capped(examples, caps.get(split), split_seed) for split, examples in splits.items()},
         tokenizer=tokenizer,
         max_length=max_length,
         learn_prompts=learn_prompts,

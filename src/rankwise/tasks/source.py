@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Union[str, Path, "pd.DataFrame", "datasets.Dataset"]
 SplitName = Literal["train", "validation", "test"]
+Caps: TypeAlias = Mapping[SplitName, int | None]  # the most examples of a split to use, of others all
+NO_CAPS: Caps = {}
 
 _INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
 

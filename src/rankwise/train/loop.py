@@ -58,7 +58,7 @@ class StepReport:
     evaluations: tuple[Evaluation, ...] | None
 
 
-Observer = Callable[[StepReport], None]
+StepObserver = Callable[[StepReport], None]
 
 
 class PackOptimizer:
@@ -73,16 +73,22 @@ class PackOptimizer:
         ]
         self.adamw = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
+    def collect(self) -> None:
+        """Add a batch's gradients to those before, in float32: the base model's dtype would lose small ones."""
+        for row, grad in zip(self.rows, self.pack.take_grads(), strict=True):
+            row.grad = grad if row.grad is None else row.grad.add_(grad)
+
     def step(self, number: int) -> None:
-        """Clip each trial's gradient and update it; `number` is counted from 0."""
+        """Clip each trial's gradient, update it and let go of the gradient; `number` is counted from 0."""
         factor = self.settings.rate_factor(number)
-        grads = self.pack.take_grads()
-        for row, grad, group, trial in zip(self.rows, grads, self.adamw.param_groups, self.pack.trials, strict=True):
+        for row, group, trial in zip(self.rows, self.adamw.param_groups, self.pack.trials, strict=True):
             group["lr"] = trial.learning_rate * factor
-            norm = torch.linalg.vector_norm(grad)
+            assert row.grad is not None
+            norm = torch.linalg.vector_norm(row.grad)
             # The small number is torch.nn.utils.clip_grad_norm_'s.
-            row.grad = grad.mul_((self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            row.grad.mul_((self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self.adamw.step()
+        self.adamw.zero_grad()
         self.pack.refresh()
 
 
@@ -96,7 +102,7 @@ def run_pack(
     stop: int | None = None,
     begin: Sequence[Path] = (),
     checkpoint: Path | None = None,
-    observe: Observer = lambda report: None,
+    observe: StepObserver = lambda report: None,
 ) -> list[TrainedTrial]:
     """Train trials together; results are in the pack's order (by rank, else as given).
 
@@ -141,13 +147,15 @@ def train_step(
 
     Returns each trial's loss before the update: the mean over examples, or over all learned tokens.
     """
-    losses = backward(pack.base, task, batches)
+    losses = backward(pack.base, task, batches, optimizer.collect)
     optimizer.step(number)
     return losses
 
 
-def backward(base: BaseModel, task: Task, batches: Sequence[PackRows]) -> Float[Tensor, " trials"]:
-    """Gradients of the loss on the rows of `batches`; returns the loss of each trial."""
+def backward(
+    base: BaseModel, task: Task, batches: Sequence[PackRows], collect: Callable[[], None] = lambda: None
+) -> Float[Tensor, " trials"]:
+    """Gradients of the loss on the rows of `batches`; returns each trial's loss. `collect` is called after each."""
     shape = len(batches[0]), -1
     collated = [collate(task.train, rows.ravel(), task.pad_token_id) for rows in batches]
     outcomes = torch.stack([batch.outcomes_by_row.view(shape).sum(dim=1) for batch in collated]).sum(dim=0)
@@ -156,6 +164,7 @@ def backward(base: BaseModel, task: Task, batches: Sequence[PackRows]) -> Float[
     for batch in collated:
         loss = likelihood(base, batch.to(base.device)).nll.view(shape).sum(dim=1) / outcomes
         loss.sum().backward()
+        collect()
         losses += loss.detach()
     return losses
 
@@ -195,6 +204,8 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
     """Recompute activations in the backward pass within the `with` block, where the settings ask for it."""
     if settings.checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
+        # For a frozen model transformers has the embeddings' gradients computed, which this kind does not need.
+        base.model.disable_input_require_grads()
     try:
         yield
     finally:

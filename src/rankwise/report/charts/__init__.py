@@ -5,6 +5,7 @@ Ranks are told apart by place, dash and the text beside a line, never by colour 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rankwise.records import RankComparison, TrialResult
@@ -21,9 +22,11 @@ def charts(comparison: RankComparison, trials: Sequence[TrialResult], base_bytes
     every = comparison.experiments
     # Those of further scalings follow the rows that the recommendation is of.
     rows = [row for row in every if row.use_rslora == every[0].use_rslora]
-    yield quality(comparison, rows)
-    if any(row.difference_low is not None for row in rows[:-1]):
-        yield difference(comparison, rows)
+    # As the verdicts have it: a largest rank whose test loss is not finite takes no part.
+    reference = next(row for row in reversed(rows) if math.isfinite(row.nll))
+    yield quality(comparison, rows, reference)
+    if any(row.difference_low is not None for row in rows if row is not reference):
+        yield difference(comparison, rows, reference)
     yield cost(comparison, rows)
     chosen = {(row.rank, row.use_rslora): row.learning_rate for row in rows}
     if trials:

@@ -45,7 +45,8 @@ class _Quality:
         return nll_text(value) if self.by_nll else share_text(value)
 
 
-def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
+def quality(comparison: RankComparison, rows: Sequence[RankExperiment], reference: RankExperiment) -> Chart:
+    """`reference` is the row of the rank that the others are measured against."""
     metric = _Quality(comparison.recommendation.metric == "nll")
     others: list[Point] = [{"value": metric.value(comparison.baseline), "name": "rank 0"}]
     if comparison.full is not None and math.isfinite(metric.value(comparison.full)):
@@ -54,9 +55,10 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart
         other["label"] = f"{other['name']}: {metric.name} {metric.text(other['value'])}"
     margin, name = comparison.recommendation.margin, metric.name
     layers = [rule_with_name(others, "value", name), _ranks_with_limits(metric, rows)]
-    if margin is not None and math.isfinite(metric.value(rows[-1])):
-        layers.insert(0, _margin_band(metric, rows[-1], margin))
-    band = f" The green band is the margin around the reference, r={rows[-1].rank}." if margin is not None else ""
+    band = ""
+    if margin is not None:
+        layers.insert(0, _margin_band(metric, reference, margin))
+        band = f" The green band is the margin around the reference, r={reference.rank}."
     table = [
         (str(row.rank), *(DASH if each is None else metric.text(each) for each in (metric.value(row), low, high)))
         for row in rows
@@ -120,8 +122,9 @@ def _ranks_with_limits(metric: _Quality, rows: Sequence[RankExperiment]) -> Spec
     }
 
 
-def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Chart:
-    reference, margin = rows[-1].rank, comparison.recommendation.margin
+def difference(comparison: RankComparison, rows: Sequence[RankExperiment], reference: RankExperiment) -> Chart:
+    """`reference` is the row of the rank that the others are measured against."""
+    to, margin = f"r={reference.rank}", comparison.recommendation.margin
     unit = "nats" if comparison.recommendation.metric == "nll" else "points of accuracy"
     scale = 1 if unit == "nats" else 100
     points: list[Point] = [
@@ -131,18 +134,18 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
             "low": scale * low,
             "high": scale * high,
             "verdict": row.verdict,
-            "label": f"r={row.rank}, {row.verdict}: {signed(scale * row.difference)} {unit} to r={reference}, "
+            "label": f"r={row.rank}, {row.verdict}: {signed(scale * row.difference)} {unit} to {to}, "
             f"{signed(scale * low)} to {signed(scale * high)}",
         }
         for row in rows
         for low, high in [(row.difference_low, row.difference_high)]
-        if low is not None and high is not None and row.rank != reference
+        if low is not None and high is not None and row is not reference
     ]
-    lines = [{"at": 0.0, "name": f"r={reference}", "label": f"the reference, r={reference}"}]
+    lines = [{"at": 0.0, "name": to, "label": f"the reference, {to}"}]
     if margin is not None:
         lost = -scale * margin
         lines.append({"at": lost, "name": "the margin", "label": f"the margin, {signed(lost)} {unit}"})
-    axis = f"difference to r={reference}, {unit}"
+    axis = f"difference to {to}, {unit}"
     verdicts = ["sufficient", "unresolved", "underfits"]
     table = [
         (str(point["rank"]), *(signed(point[of]) for of in ("value", "low", "high")), str(point["verdict"]))
@@ -151,8 +154,10 @@ def difference(comparison: RankComparison, rows: Sequence[RankExperiment]) -> Ch
     return Chart(
         "difference",
         "What a smaller rank loses",
-        f"The difference to r={reference} in {unit}; above 0 the smaller rank is better. Each end of a bar alone is 95 "
-        "% sure: a rank whose bar lies wholly above the margin is sufficient, wholly below it underfits.",
+        f"The difference to {to} in {unit}; above 0 the smaller rank is better. Each end of a bar alone is 95 % sure. "
+        "A rank is sufficient where its bar and those of all larger ones lie wholly above the margin; it underfits "
+        f"where its bar and those of all smaller ones lie wholly below; neither where {to} is not shown to gain "
+        "anything. A margin that is a share of the gain is uncertain itself: verdicts count that, bars do not.",
         specification(
             layer=[
                 rule_with_name(lines, "at", axis),
