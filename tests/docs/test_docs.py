@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -154,3 +155,51 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     loaded = re.compile(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"(?:https?:)?//|@import|url\((?:https?:)?//")
     files = [*site.glob("*.html"), *site.glob("_static/**/*.css")]
     assert [file.name for file in files if loaded.search(file.read_text(encoding="utf-8"))] == []
+
+
+def test_what_is_said_in_short_is_what_the_records_say() -> None:
+    """README and docs/validity.md put the tables below into a sentence or two, which nobody writes anew with them."""
+    records = json.loads((ROOT / "benchmarks/results/validity.json").read_text())
+    planted = records["planted"]["findings"]["300 steps"]["all plants"]
+    found, left = (planted["outcomes"][name]["count"] for name in ("exact", "unresolved"))
+    small = planted["too_small_called_sufficient"]
+    assert small["count"] == 0
+    simulated = records["simulated"]["findings"]
+    wrong = [
+        100 * row["share"]
+        for row in simulated["false claims"]
+        if row["claim"] == "all ranks lose just the margin: a smaller one is called sufficient"
+    ]
+    rare = {
+        row["examples"]: 100 * row["here"]["share"]
+        for row in records["rare"]["findings"]["false claims"]
+        if (row["losses"], row["claim"]) == ("1 in 100 fails", "called sufficient")
+    }
+    covered = {
+        seeds: [
+            100 * row["crossed"]["share"]
+            for row in simulated["coverage of two-sided 95 % intervals"]
+            if row["seeds"] == seeds
+        ]
+        for seeds in (5, 3, 2)
+    }
+    spans = {seeds: f"{min(shares):.1f} to {max(shares):.1f} %" for seeds, shares in covered.items()}
+    readme, validity = (" ".join(page.read_text().split()) for page in (ROOT / "README.md", DOCS / "validity.md"))
+    span = f"called sufficient in {min(wrong):.1f} to {max(wrong):.1f} %"
+    told = {
+        readme: [
+            f"of {small['of']} tasks built to need a known rank, trained for 300 steps, {found} got that rank, {left} "
+            f"stayed unresolved, none got a smaller one (0 to {100 * small['high']:.1f} %)",
+            span,
+            f"200, 100 or 50 are tested, in {rare[200]:.0f}, {rare[100]:.0f} and {rare[50]:.0f} %",
+            f"{spans[5]} of comparisons with five seeds, {spans[3]} with three and {spans[2]} with two",
+        ],
+        validity: [
+            f"of {small['of']} planted ranks {found} were found and {left} left open, none was undercut",
+            span,
+            f"in {rare[200]:.0f} to {rare[50]:.0f} % where one example in 100 fails and 200 to 50 are tested",
+        ],
+    }
+    for page, sentences in told.items():
+        for sentence in sentences:
+            assert sentence in page
