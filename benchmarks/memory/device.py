@@ -22,8 +22,8 @@ import torch
 
 from rankwise.memory.calibrate import calibration
 from rankwise.memory.cuda import workspace_bytes
+from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.settings import StepSettings
-from rankwise.memory.subject import Subject
 
 MODELS = ("qwen3-0.6b", "llama-3.2-1b")
 STEP = StepSettings(batch_size=4, seq_len=512)
@@ -55,13 +55,13 @@ def compared(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured_here(model: str, rank: int, settings: StepSettings) -> dict[str, Any]:
-    real = calibration(Subject(model, "all-linear", "simulate"), rank, settings)
+    real = calibration(EstimatedModel(model, "all-linear", "simulate"), rank, settings)
     gc.collect()
     return {"model": model} | asdict(real) | {"settings": asdict(settings)}
 
 
 def estimated_anew(row: dict[str, Any]) -> dict[str, Any]:
-    subject = Subject(row["model"], "all-linear", "simulate")
+    subject = EstimatedModel(row["model"], "all-linear", "simulate")
     subject.workspace_bytes = row["workspace_bytes"]
     estimate = subject.memory(row["rank"], StepSettings(**row["settings"]))
     estimates = {"estimated_bytes": estimate.peak_bytes, "estimated_reserved_bytes": estimate.reserved_bytes}

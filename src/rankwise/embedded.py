@@ -31,7 +31,7 @@ from rankwise.train.heap import keep_freed_memory
 _END = "<|end|>"  # between documents
 _TABLES = "encodings"  # a directory of tables of characters, no source that anybody would learn from
 
-Tell = Callable[[str, float], None]  # what happens, and the share that is done
+Progress = Callable[[str, float], None]  # what happens, and the share that is done
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Recipe:
 RECIPE = Recipe()
 
 
-def ensure_embedded_lm(tell: Tell, recipe: Recipe = RECIPE) -> Path:
+def ensure_embedded_lm(tell: Progress, recipe: Recipe = RECIPE) -> Path:
     """The directory of the model, which is made where it is not there; `tell` is told what happens, and the share.
 
     With the same Python, torch and number of threads a CPU makes the same model, bit for bit. A kill leaves nothing
@@ -85,7 +85,7 @@ def _key(recipe: Recipe) -> str:
     return digest.hexdigest()[:12]
 
 
-def _make(directory: Path, recipe: Recipe, tell: Tell) -> None:
+def _make(directory: Path, recipe: Recipe, tell: Progress) -> None:
     tell("the embedded language model is made once: reading the standard library", 0.0)
     library = read_library()
     documents = list(_documents(library))
@@ -131,7 +131,7 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndar
     return np.concatenate([np.array(ids, dtype=np.int64) for ids in encoded])
 
 
-def _train(tokens: np.ndarray, recipe: Recipe, tell: Tell) -> LlamaForCausalLM:
+def _train(tokens: np.ndarray, recipe: Recipe, tell: Progress) -> LlamaForCausalLM:
     keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -39,7 +39,7 @@ from tests.compare.runs import KilledError, given_costs, journal, numbers, tiny_
 ray = pytest.importorskip("ray")
 
 from rankwise.compare import ray_backend, ray_worker  # noqa: E402
-from rankwise.compare.ray_worker import News, Order, Recipe, Worker, joined  # noqa: E402
+from rankwise.compare.ray_worker import News, Order, Worker, WorkerSetup, joined  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("given_costs")
 
@@ -113,8 +113,8 @@ class Together(Worker):
 
     started: Path
 
-    def prepare(self, recipe: Recipe, task: Task) -> tuple[str, int]:
-        place = super().prepare(recipe, task)
+    def prepare(self, setup: WorkerSetup, task: Task) -> tuple[str, int]:
+        place = super().prepare(setup, task)
         (self.started / str(place[1])).touch()
         while len(list(self.started.iterdir())) < WORKERS:
             time.sleep(0.01)
@@ -253,9 +253,9 @@ def test_a_worker_that_cannot_load_the_base_model_is_told(
 
 
 def test_a_worker_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe: Any = type("", (), {"versions": ray_worker.versions() | {"torch": "1.0"}})
+    setup: Any = type("", (), {"versions": ray_worker.versions() | {"torch": "1.0"}})
     with pytest.raises(UserError, match=r"it has torch \S+ and not 1\.0: install the same versions on all nodes"):
-        Worker().prepare(recipe, task=None)  # type: ignore[arg-type]
+        Worker().prepare(setup, task=None)  # type: ignore[arg-type]
 
 
 TRIALS = (Trial(2, 2.0, False, 1e-3, 0),)

@@ -12,8 +12,8 @@ from rankwise.memory import calibrate
 from rankwise.memory.calibrate import calibration
 from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES, WORKSPACE_BYTES
 from rankwise.memory.estimate import estimate_ranks
+from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.settings import Method
-from rankwise.memory.subject import Subject
 from rankwise.records import Calibration
 from tests.memory.test_simulate import step_settings
 from tests.models import tiny_config
@@ -22,8 +22,8 @@ STEP = step_settings()
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="here the device at hand is a GPU")
 
 
-def subject_of(architecture: str, method: Method = "simulate") -> Subject:
-    return Subject(tiny_config(architecture), "all-linear", method)
+def subject_of(architecture: str, method: Method = "simulate") -> EstimatedModel:
+    return EstimatedModel(tiny_config(architecture), "all-linear", method)
 
 
 @without_cuda

@@ -18,10 +18,10 @@ from rankwise.errors import UserError
 from rankwise.memory.build import adapt, meta_step_model
 from rankwise.memory.cuda import LARGER_WORKSPACE_BYTES
 from rankwise.memory.estimate import CUDA_CONTEXT_BYTES, estimate_ranks, estimate_training_memory, largest_batch
+from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.parameters import estimate_lora_params
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.steps import Steps
-from rankwise.memory.subject import Subject
 from rankwise.memory.trace import Trace
 from tests.memory.test_simulate import step_settings
 from tests.models import ARCHITECTURES, peft_model, tiny_config
@@ -103,12 +103,14 @@ ALIKE: list[dict[str, Any]] = [
 )
 def test_a_step_that_others_tell_of_is_the_step_itself(architecture: str, changed: dict[str, Any]) -> None:
     step, config = step_settings(**changed), tiny_config(architecture)
-    together = Subject(config, "all-linear", "simulate")
+    together = EstimatedModel(config, "all-linear", "simulate")
     for rank, batch in [(None, 2), (None, 3), (3, 2), (6, 3)]:
         together.memory(rank, dataclasses.replace(step, batch_size=batch))
     for rank, batch in [(12, 2), (12, 7), (None, 7)]:
         settings = dataclasses.replace(step, batch_size=batch)
-        assert together.memory(rank, settings) == Subject(config, "all-linear", "simulate").memory(rank, settings)
+        assert together.memory(rank, settings) == EstimatedModel(config, "all-linear", "simulate").memory(
+            rank, settings
+        )
 
 
 def test_one_rank_and_two_batches_are_followed_and_tell_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

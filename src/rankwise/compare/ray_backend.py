@@ -27,7 +27,7 @@ from rankwise.base.source import snapshot
 from rankwise.compare.backends import Done, Job, PackObserver, PackOutOfMemoryError, WorkerLost, Workers
 from rankwise.compare.plan import divide
 from rankwise.compare.prepare import Prepared
-from rankwise.compare.ray_worker import News, Order, Recipe, Worker, versions
+from rankwise.compare.ray_worker import News, Order, Worker, WorkerSetup, versions
 from rankwise.durable import write_file
 from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Trial
@@ -224,11 +224,11 @@ class Ray:
         ray.kill(hand.actor)
 
     def _shared_objects(self) -> tuple[Any, Any]:
-        """The recipe and the task in the object store, put there once."""
+        """The setup and the task in the object store, put there once."""
         if self._shared is None:
             prepared = self._prepared
             base, task = prepared.base, prepared.task
-            recipe = Recipe(
+            setup = WorkerSetup(
                 files=_model_files(snapshot(base.name, base.revision)),
                 num_labels=None if base.causal else len(task.labels),
                 dtype=base.dtype,
@@ -241,7 +241,7 @@ class Ray:
                 versions=versions(),
             )
             try:
-                self._shared = ray.put(recipe), ray.put(task)
+                self._shared = ray.put(setup), ray.put(task)
             except RayError as error:
                 raise RunError(f"the base model does not fit Ray's object store: {_line(error)}") from error
         return self._shared

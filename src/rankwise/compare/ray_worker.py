@@ -41,7 +41,7 @@ _PACKAGES = ("rankwise", "torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorkerSetup:
     """What a worker builds its base model of, and how it trains; `threads` are those of torch on a CPU."""
 
     files: Files
@@ -82,20 +82,20 @@ class News:
 class Worker:
     """A Ray actor."""
 
-    def prepare(self, recipe: Recipe, task: Task) -> tuple[str, int]:
+    def prepare(self, setup: WorkerSetup, task: Task) -> tuple[str, int]:
         """Build the base model; the node and the process that this is. Raises `UserError` where it cannot be."""
-        if (mine := versions()) != recipe.versions:
+        if (mine := versions()) != setup.versions:
             differing = [
                 f"{name} {mine[name]} and not {wanted}"
-                for name, wanted in recipe.versions.items()
+                for name, wanted in setup.versions.items()
                 if mine[name] != wanted
             ]
             raise UserError(f"it has {', '.join(differing)}: install the same versions on all nodes")
-        self._recipe, self._task = recipe, task
-        if recipe.device == "cpu":
-            torch.set_num_threads(recipe.threads)
+        self._setup, self._task = setup, task
+        if setup.device == "cpu":
+            torch.set_num_threads(setup.threads)
             keep_freed_memory()
-        self._base = _build(recipe)
+        self._base = _build(setup)
         return ray.util.get_node_ip_address(), os.getpid()
 
     def start(self, order: Order) -> None:
@@ -112,9 +112,9 @@ class Worker:
 
     def _train(self, order: Order, news: SimpleQueue[News | Exception]) -> None:
         started = sent = time.monotonic()
-        recipe, pack = self._recipe, order.pack
-        if recipe.device == "cpu":
-            torch.set_num_threads(recipe.threads)  # each thread of a process has a number of its own
+        setup, pack = self._setup, order.pack
+        if setup.device == "cpu":
+            torch.set_num_threads(setup.threads)  # each thread of a process has a number of its own
         with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
             checkpoint = Path(scratch, f"{pack.id}.safetensors")
 
@@ -134,8 +134,8 @@ class Worker:
                     self._base,
                     self._task,
                     pack.trials,
-                    recipe.targets,
-                    recipe.settings,
+                    setup.targets,
+                    setup.settings,
                     begin=_written(order.begin, Path(scratch)),
                     stop=pack.stop,
                     checkpoint=checkpoint,
@@ -170,15 +170,15 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def _build(recipe: Recipe) -> BaseModel:
+def _build(setup: WorkerSetup) -> BaseModel:
     with tempfile.TemporaryDirectory(prefix="rankwise-") as directory:
-        _written(recipe.files, Path(directory))
+        _written(setup.files, Path(directory))
         options: dict[str, Any] = {
-            "num_labels": recipe.num_labels,
-            "dtype": recipe.dtype,
-            "device": recipe.device,
-            "quantize": recipe.quantize,
-            "trust_remote_code": recipe.trust_remote_code,
+            "num_labels": setup.num_labels,
+            "dtype": setup.dtype,
+            "device": setup.device,
+            "quantize": setup.quantize,
+            "trust_remote_code": setup.trust_remote_code,
         }
         return load_base(directory, **options)
 

@@ -9,14 +9,14 @@ from rankwise.errors import UserError
 from rankwise.machine import available_bytes
 from rankwise.memory.build import give_storage
 from rankwise.memory.cuda import workspace_bytes
+from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors, trace_step
 from rankwise.memory.step import base_of, make_batch, make_optimizer, step_loss
-from rankwise.memory.subject import Subject
 from rankwise.records import Calibration, MemoryEstimate
 
 
-def calibration(subject: Subject, rank: int, settings: StepSettings) -> Calibration:
+def calibration(subject: EstimatedModel, rank: int, settings: StepSettings) -> Calibration:
     """What two steps of this rank take on a CUDA device; without one, what storages a step on the CPU holds.
 
     Weights are zeros of the right size, so nothing is downloaded.
@@ -28,7 +28,7 @@ def calibration(subject: Subject, rank: int, settings: StepSettings) -> Calibrat
     return _on_cpu(subject, rank, settings)
 
 
-def _on_cuda(subject: Subject, rank: int, settings: StepSettings, device: torch.device) -> Calibration:
+def _on_cuda(subject: EstimatedModel, rank: int, settings: StepSettings, device: torch.device) -> Calibration:
     subject.workspace_bytes = workspace_bytes(device)
     estimate = subject.memory(rank, settings)
     _forget_workspaces()
@@ -53,7 +53,7 @@ def _on_cuda(subject: Subject, rank: int, settings: StepSettings, device: torch.
     )
 
 
-def _on_cpu(subject: Subject, rank: int, settings: StepSettings) -> Calibration:
+def _on_cpu(subject: EstimatedModel, rank: int, settings: StepSettings) -> Calibration:
     estimate = subject.memory(rank, settings)
     estimated, uncertain = estimate.peak_bytes, _uncertain(estimate)
     if subject.method == "simulate":

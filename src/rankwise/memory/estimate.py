@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from rankwise.base.quantize import can_quantize
 from rankwise.errors import UserError
+from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.parameters import adapter_file_bytes, check_ranks
 from rankwise.memory.settings import Method, StepSettings
-from rankwise.memory.subject import Subject
 from rankwise.records import MemoryEstimate, ModelEstimate, RankEstimate, TrainingCost
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def estimate_training_memory(
     Raises `UserError` where the model cannot be built, the targets match nothing, no adapted layer has that rank,
     or the sequence is longer than the model has positions for.
     """
-    subject = Subject(model, target_modules, method)
+    subject = EstimatedModel(model, target_modules, method)
     if rank is not None:
         check_ranks([rank], subject.adapted)
     return subject.memory(rank, settings or StepSettings())
@@ -71,7 +71,7 @@ def estimate_ranks(
     started = time.perf_counter()
     settings = settings or StepSettings()
     ranks = sorted(set(ranks))
-    subject = Subject(model, target_modules, method, pack_size)
+    subject = EstimatedModel(model, target_modules, method, pack_size)
     notes = check_ranks(ranks, subject.adapted)
     if calibrate:
         from rankwise.memory.calibrate import calibration  # it takes real steps, for which it needs torch
@@ -110,7 +110,7 @@ def estimate_ranks(
 
 
 def _row(
-    subject: Subject, rank: int, ranks: Sequence[int], settings: StepSettings, gpu_bytes: int | None
+    subject: EstimatedModel, rank: int, ranks: Sequence[int], settings: StepSettings, gpu_bytes: int | None
 ) -> RankEstimate:
     cost = _cost(subject, rank, settings, gpu_bytes)
     trainable = cost.memory.trainable_params
@@ -127,14 +127,14 @@ def _row(
     )
 
 
-def _rank_share(subject: Subject, rank: int, ranks: Sequence[int], settings: StepSettings) -> float:
+def _rank_share(subject: EstimatedModel, rank: int, ranks: Sequence[int], settings: StepSettings) -> float:
     # The peak is a straight line in the rank as long as it occurs at the same place.
     other = next((one for one in ranks if one != rank), 2 * rank)
     peak, other_peak = (subject.memory(one, settings).peak_bytes for one in (rank, other))
     return max(0.0, rank * (peak - other_peak) / (rank - other) / peak)
 
 
-def _cost(subject: Subject, rank: int | None, settings: StepSettings, gpu_bytes: int | None) -> TrainingCost:
+def _cost(subject: EstimatedModel, rank: int | None, settings: StepSettings, gpu_bytes: int | None) -> TrainingCost:
     method: Literal["full", "lora", "qlora"] = (
         "full" if rank is None else "lora" if settings.quantize == "none" else "qlora"
     )

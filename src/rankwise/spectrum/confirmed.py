@@ -20,7 +20,7 @@ _DEVIATIONS = 5
 
 
 @dataclass(frozen=True)
-class Measured:
+class Confirmed:
     """The confirmed energy of each direction of every module, by its name.
 
     `total` is all energy there is. `by_chance` is the standard deviation of what halves confirm that share nothing,
@@ -33,15 +33,15 @@ class Measured:
     by_chance: float
 
 
-def compared(step: int, one: Mapping[str, Svd], other: Mapping[str, Svd]) -> Measured:
+def compared(step: int, one: Mapping[str, Svd], other: Mapping[str, Svd]) -> Confirmed:
     confirmed = {name: confirmed_energy(svd, other[name]) for name, svd in one.items()}
     totals = {name: float(svd.values.norm() * other[name].values.norm()) for name, svd in one.items()}
     sizes = {name: len(svd.u) * svd.vt.shape[1] for name, svd in one.items()}
     by_chance = math.sqrt(sum(totals[name] ** 2 / sizes[name] for name in one))
-    return Measured(step, confirmed, sum(totals.values()), by_chance)
+    return Confirmed(step, confirmed, sum(totals.values()), by_chance)
 
 
-def point_of(measured: Measured) -> ProbePoint:
+def point_of(measured: Confirmed) -> ProbePoint:
     energies = measured.confirmed
     kept = sum(float(energy.sum()) for energy in energies.values())
     return ProbePoint(

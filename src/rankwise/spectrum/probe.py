@@ -28,7 +28,7 @@ from rankwise.lora.attach import attached, factor_names, initial_heads, initial_
 from rankwise.memory.parameters import capacity_floor
 from rankwise.records import RankPattern, RankProbe, Trial
 from rankwise.spectrum.adapter import Svd, decomposed, one_thread
-from rankwise.spectrum.confirmed import Measured, compared, point_of
+from rankwise.spectrum.confirmed import Confirmed, compared, point_of
 from rankwise.spectrum.gradients import RandomMatrices, Warmed, sketched_gradients
 from rankwise.spectrum.patterns import commonest, ranks_for_budget
 from rankwise.tasks.task import Task, training_rows
@@ -183,7 +183,7 @@ def _costs(targets: Sequence[LinearLayer]) -> dict[str, int]:
     return {target.name: target.lora_params(1) for target in targets}
 
 
-def _pattern(prepared: Prepared, update: Measured, params: int) -> RankPattern:
+def _pattern(prepared: Prepared, update: Confirmed, params: int) -> RankPattern:
     costs = _costs(prepared.targets)
     ranks = ranks_for_budget(update.confirmed, costs, params)
     rank, rank_pattern = commonest(ranks)

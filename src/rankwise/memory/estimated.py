@@ -30,7 +30,7 @@ _SIMULATED = (0.98, 1.02)
 _FORMULA = (0.75, 1.35)
 
 
-class Subject:
+class EstimatedModel:
     """A model and the layers to adapt, and the estimates of its training steps.
 
     The formula does not build a model of which an outline is shipped, and does not wait for torch.
