@@ -4,7 +4,7 @@ All trials train to the first rung. There a rank whose best learning rate is the
 tried for it gets one beyond, up to `MOST_ADDED` times. At each rung but the last the better half of a
 rank's rates goes on, once one of them has less loss than rank 0: before that the rank has yet to learn what a
 head alone can, as on a plateau, where its rates differ by chance. Halving is sound within a rank only: curves
-of different ranks coincide early and separate late (SCIENCE.md, section 5), so no rank is ever dropped.
+of different ranks coincide early and separate late (docs/decision.md), so no rank is ever dropped.
 
 A rank that *follows* the largest, under the first scaling, trains at that one's best learning rate alone, to the end at
 once, as soon as that is known; or at it beside its own, which are then tried as any rank's, but cannot drop it.
