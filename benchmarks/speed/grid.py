@@ -80,6 +80,7 @@ def grid_findings(config: ComparisonConfig, habit: Habit, work: Path) -> dict[st
         "seconds": round(sum(took.values()), 1),
         "seconds, by part": {name: round(of, 1) for name, of in took.items()},
         "trainings": len(results),
+        "seconds of each training": [result["seconds"]["training"] for result in results.values()],
         "status": decision.status,
         "rank": decision.rank,
         "verdicts": {one.rank: one.verdict for one in decision.verdicts},

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from rankwise.cli.options import configured
 from rankwise.compare.config import ComparisonConfig
@@ -16,6 +17,7 @@ from rankwise.errors import UserError
 from tests.compare.runs import KilledError, numbers
 from tests.compare.test_instruction_run import conversations, instruction_config
 from tests.compare.test_instruction_run import model as model  # a fixture
+from tests.models import save_model
 
 pytest.importorskip("bitsandbytes")
 
@@ -49,6 +51,26 @@ def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: P
     assert [row.nll for row in over.experiments] != [row.nll for row in both.experiments]
     resumed = run_rank_comparison(again, run=tmp_path / "both", resume=True)
     assert [row.nll for row in resumed.over[0].experiments] == [row.nll for row in over.experiments]
+
+
+def stored_in_nf4(model: Path, directory: Path) -> Path:
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(model, quantization_config=how).save_pretrained(directory)
+    return directory
+
+
+def test_weights_that_are_stored_in_few_bits_are_no_other_base_nor_trained(model: Path, tmp_path: Path) -> None:
+    wide = save_model(tmp_path / "wide", "llama", AutoModelForCausalLM.from_config, hidden_size=64, head_dim=16)
+    stored = stored_in_nf4(wide, tmp_path / "nf4")
+    AutoTokenizer.from_pretrained(model).save_pretrained(stored)
+    train = conversations(tmp_path / "train.jsonl", 60)
+    config = instruction_config(stored, train, steps=2, seeds=1, dtype="auto", bases="float32,nf4")
+    with pytest.raises(UserError, match=r"bases: the weights of .* are stored in nf4 already; leave float32 out"):
+        run_rank_comparison(config, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    full = replace(config, bases=None, full_learning_rates=(1e-4,))
+    with pytest.raises(UserError, match="full-learning-rates: weights in nf4 cannot be trained"):
+        run_rank_comparison(full, run=tmp_path / "run")
 
 
 def test_a_run_has_not_ended_before_all_its_bases_have(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
@@ -203,3 +204,47 @@ def test_what_is_said_in_short_is_what_the_records_say() -> None:
     for page, sentences in told.items():
         for sentence in sentences:
             assert sentence in page
+
+
+def test_how_fast_it_is_in_short_is_what_the_records_say() -> None:
+    def record(name: str) -> Any:
+        return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+    def seconds(name: str, who: str = "rankwise, ladder") -> float:
+        return float(record(name)["findings"][who]["seconds"])
+
+    def ratio(grid: str, ladder: str | None = None) -> str:
+        times = seconds(grid, "Trainer") / seconds(ladder or grid)
+        return f"{times:.1f}"
+
+    def packs(name: str, other: str) -> str:
+        contestants = record(name)["findings"]["contestants"]
+        pack, one = (contestants[who]["examples a second, all trials"] for who in ("pack of 8, bfloat16", other))
+        return f"{pack / one:.1f}"
+
+    epyc, xeon = "decision_time_3_epochs_epyc", "decision_time_3_epochs_again"
+    cpus = ("throughput_cpu_epyc", "throughput_cpu")
+    on_epyc, on_xeon = (f"{packs(cpu, 'Trainer, as is')}; {packs(cpu, 'loop, tuned')} on the" for cpu in cpus)
+    on_gpu = [
+        f"{pack['times_peft']:.1f}"
+        for model in record("throughput_cuda")
+        for pack in model["packs"]
+        if pack["pack"] == "8"
+    ]
+    studies = [
+        study["seconds"] for study in record("decision_time_optuna")["findings"]["Optuna"][1:]
+    ]  # one was cut off
+    page = " ".join((DOCS / "performance.md").read_text().split())
+    for told in (
+        f"{ratio(epyc)} and {ratio(epyc, f'{epyc}_after')} on an AMD EPYC, {ratio(xeon)} and "
+        f"{ratio(xeon, 'decision_time_3_epochs_after')} on an Intel Xeon |",
+        f"three learning rates | {ratio('decision_time_3_rates')} |",
+        f"200 steps | {ratio('decision_time')} |",
+        f"nobody can tell ranks apart | {ratio('decision_time_128')} |",
+        f"another each time | {sum(studies) / len(studies) / seconds('decision_time'):.0f} |",
+        f"{on_epyc} EPYC, {on_xeon} Xeon |",
+        f"| {' and '.join(on_gpu)} |",
+    ):
+        assert told in page, told
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"trains {' and '.join(sorted(on_gpu))} times as many tokens a second as PEFT" in readme

@@ -18,6 +18,7 @@ from rankwise.base.shapes import match_targets
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached
 from rankwise.lora.fit import unfit_targets
+from rankwise.lora.packable import packable
 from rankwise.records import Trial
 from tests.models import save_model
 
@@ -44,6 +45,11 @@ class Router(nn.Linear):
         return logits, logits.argmax(dim=-1)
 
 
+class Unbiased(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
 class Rewritten(nn.Linear):
     """As Falcon's: the same product in other words."""
 
@@ -66,7 +72,8 @@ def test_a_layer_that_computes_more_than_its_product_is_named(
     base, name = loaded(tmp_path, "llama"), "model.layers.1.mlp.up_proj"
     assert unfit(base) == {}
     replaced(base, name, kind)
-    assert unfit(base) == ({} if fits else {name: "a Scaled computes more than its weight's product"})
+    alike = [f"model.layers.{number}.mlp.up_proj" for number in range(2)]
+    assert unfit(base) == ({} if fits else dict.fromkeys(alike, "a Scaled computes more than its weight's product"))
 
 
 def test_a_layer_that_returns_more_than_its_product_is_named(tmp_path: Path) -> None:
@@ -84,6 +91,62 @@ def test_a_layer_that_no_text_reaches_is_named_and_one_of_many_experts_is_not(tm
     mlp.experts = nn.ModuleList(nn.Linear(32, 8) for _ in range(3))
     mlp.register_forward_pre_hook(lambda module, inputs: (module.experts[1](inputs[0]), inputs)[1])
     assert unfit(base) == {"model.layers.0.mlp.vision": "the model does not call it on texts"}
+
+
+def test_what_one_expert_computes_the_others_do_that_were_not_called(tmp_path: Path) -> None:
+    base = loaded(tmp_path, "llama")
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.experts = nn.ModuleList(Scaled(32, 8) for _ in range(3))
+    mlp.register_forward_pre_hook(lambda module, inputs: (module.experts[1](inputs[0]), inputs)[1])
+    assert list(unfit(base)) == [f"model.layers.0.mlp.experts.{number}" for number in range(3)]
+
+
+def test_a_number_within_a_name_tells_layers_apart(tmp_path: Path) -> None:
+    base = loaded(tmp_path, "llama")
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.fc1, mlp.fc2 = nn.Linear(32, 8), nn.Linear(32, 8)
+    mlp.register_forward_pre_hook(lambda module, inputs: (module.fc1(inputs[0]), inputs)[1])
+    assert list(unfit(base)) == ["model.layers.0.mlp.fc2"]
+
+
+def test_a_layer_that_is_called_by_keyword_is_named(tmp_path: Path) -> None:
+    base = loaded(tmp_path, "llama")
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.gate = nn.Linear(32, 8)
+    mlp.register_forward_pre_hook(lambda module, inputs: (module.gate(input=inputs[0]), inputs)[1])
+    assert unfit(base) == {"model.layers.0.mlp.gate": "the model calls it in a way of its own"}
+
+
+def test_a_layer_without_a_bias_of_any_kind_is_named(tmp_path: Path) -> None:
+    base, name = loaded(tmp_path, "llama"), "model.layers.1.mlp.up_proj"
+    replaced(base, name, Unbiased)
+    del base.model.get_submodule(name)._parameters["bias"]
+    assert name in unfit(base)
+
+
+def test_a_model_of_few_positions_is_tried_on_as_few_tokens(tmp_path: Path) -> None:
+    assert unfit(loaded(tmp_path, "gpt2", n_positions=8)) == {}
+    base = load_base(save_model(tmp_path / "bert", "bert", max_position_embeddings=4), num_labels=2, device="cpu")
+    assert unfit(base) == {}
+
+
+def test_trials_are_apart_where_texts_choose_the_layers(tmp_path: Path) -> None:
+    """Experts that are modules see rows of several trials, in an order of their own."""
+    base = loaded(tmp_path, "llama")
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+
+    def route(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        flat = inputs[0].reshape(-1, 32)
+        chosen = flat[:, 0] > flat[:, 0].median()
+        routed = torch.empty_like(flat)
+        routed[chosen], routed[~chosen] = module.experts[0](flat[chosen]), module.experts[1](flat[~chosen])
+        return output + routed.view_as(output)
+
+    mlp.register_forward_hook(route)
+    targets = match_targets(base.model, "all-linear")
+    assert unfit(base) == {}
+    assert not packable(base, targets)
 
 
 def test_a_layer_whose_weight_alone_is_read_is_not_called(tmp_path: Path) -> None:

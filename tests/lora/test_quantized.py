@@ -219,6 +219,28 @@ def test_a_checkpoint_that_is_quantised_already_is_as_one_that_is_quantised_here
         load_base(tmp_path / "stored", num_labels=2, dtype="float32", device="cpu")
 
 
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+def test_a_stored_checkpoint_computes_in_one_dtype_however_it_is_packed(storage: str, tmp_path: Path) -> None:
+    """FSDP wants packed weights to look like numbers of the dtype around them."""
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float16,
+        bnb_4bit_quant_storage=getattr(torch, storage),
+    )
+    model = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "llama", "llama"), quantization_config=how)
+    model.save_pretrained(tmp_path / "stored")
+    tiny_tokenizer().save_pretrained(tmp_path / "stored")
+    base = load_base(tmp_path / "stored", num_labels=None, dtype="float32", device="cpu")
+    targets = targets_of(base)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        alone = base.model(input_ids=ids).logits
+        assert alone.dtype == torch.float32
+        with attached(base, [TRIAL], targets):  # B is 0
+            torch.testing.assert_close(base.model(input_ids=ids).logits, alone)
+
+
 @pytest.mark.parametrize(
     ("stated", "method"),
     [

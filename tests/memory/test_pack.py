@@ -66,6 +66,30 @@ def test_a_further_trial_costs_what_the_first_did(tmp_path: Path) -> None:
     assert max(growth) - min(growth) <= 0.02 * max(growth)
 
 
+def test_gradients_are_there_while_they_are_applied_and_no_longer(tmp_path: Path) -> None:
+    """With a short text the peak is in the update, with a long one in the passes before."""
+    base = load_case("bert", tmp_path)
+    targets, trials = targets_of(base), some_trials(16, 16)
+    parameters = sum(target.lora_params(16) for target in targets)
+    gradients = {
+        length: simulate_pack(base, trials, targets, TrainingSettings(steps=2, batch_size=rows), length, cuda=False)
+        .peak()
+        .bytes_by_kind["gradients"]
+        for rows, length in ((1, 2), (32, 48))
+    }
+    assert gradients[2] >= 2 * 4 * parameters
+    assert gradients[48] == 0
+
+
+def test_a_pack_of_a_mixture_leaves_its_experts_alone() -> None:
+    step = StepSettings(batch_size=2, seq_len=16)
+    one, pack = (
+        estimate_ranks(tiny_config("mixtral"), [4], settings=step, method="formula", pack_size=size) for size in (0, 1)
+    )
+    assert {group.name for group in pack.linear_layers if group.adapted} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert one.ranks[0].cost.memory.trainable_params > 2 * pack.ranks[0].cost.memory.trainable_params
+
+
 def test_a_larger_pack_is_estimated_to_take_more() -> None:
     step = StepSettings(batch_size=2, seq_len=16)
     sizes = [estimate_ranks(tiny_config("bert"), [4], settings=step, pack_size=size) for size in (1, 4)]

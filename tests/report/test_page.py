@@ -186,3 +186,9 @@ def test_where_the_largest_rank_takes_no_part_the_plots_are_against_the_next() -
     assert "the margin around the reference, r=16" in by_name["quality"].caption
     assert "The difference to r=16" in by_name["difference"].caption
     assert [row[0] for row in by_name["difference"].sheet.rows] == ["4"]
+
+
+def test_figures_that_no_comparison_ends_with_are_shown_all_the_same() -> None:
+    """A damaged file may hold them; `answer` lets no run end so."""
+    rows = tuple(dataclasses.replace(row, nll=math.nan) for row in COMPARISON.experiments)
+    assert "r=256" in page(dataclasses.replace(COMPARISON, experiments=rows))

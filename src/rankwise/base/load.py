@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise.base.first_token import compute_first_token_only_if_alike
 from rankwise.base.model import DTYPES, BaseModel, describe_base, some_ids, trained_modules
-from rankwise.base.quantize import Quantization, quantization_config, stored_quantization
+from rankwise.base.quantize import Quantization, compute_in, quantization_config, stored_quantization
 from rankwise.base.shapes import require_causal, require_classifier
 from rankwise.base.source import explained, load_config, locate
 from rankwise.errors import UserError
@@ -144,10 +144,7 @@ def load_base(
         if stored != "none":
             quantize = stored
             model, fresh = loaded(device_map={"": chosen_device})
-            # Of such a checkpoint transformers leaves what is not quantised as it was stored.
-            for parameter in model.parameters():
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(DTYPES[chosen_dtype])
+            compute_in(model, DTYPES[chosen_dtype])
         elif quantize == "none":
             model, fresh = loaded()
             model.to(chosen_device)

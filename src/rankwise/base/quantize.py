@@ -47,6 +47,17 @@ def stored_quantization(name: str | Path, config: PreTrainedConfig) -> Quantizat
     raise UserError(f"the weights of {name} are quantised by {method}: give the model as it was before, or in nf4")
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Have a checkpoint that is quantised already compute in this dtype: transformers leaves it as it was stored."""
+    for parameter in model.parameters():
+        # Packed weights may be stored as numbers that they are not.
+        if parameter.is_floating_point() and getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.to(dtype)
+    for layer in model.modules():
+        if hasattr(layer, "compute_dtype"):
+            cast(Any, layer).compute_dtype = dtype
+
+
 def quantization_config(
     how: Quantization, model: PreTrainedModel, kept: Sequence[str], dtype: torch.dtype
 ) -> BitsAndBytesConfig:

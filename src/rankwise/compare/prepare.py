@@ -160,7 +160,10 @@ def _targets(config: ComparisonConfig, base: BaseModel) -> tuple[tuple[LinearLay
             raise UserError(f"target-modules: {name} cannot be adapted: {why}; name others")
         more = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
         notes.append(f"target-modules: {name}{more} left out: {why}")
-    in_peft = adapted_layers(base.model, asked, trained=base.trained_modules)
+    try:
+        in_peft = adapted_layers(base.model, asked, trained=base.trained_modules)
+    except UserError:  # experts that PEFT does not adapt one without the other
+        in_peft = ()
     if experts := [layer for layer in in_peft if layer not in targets]:
         notes.append(
             f"target-modules: the {len(experts)} parameters of experts and routers, such as {experts[0].name}, which "

@@ -57,7 +57,10 @@ def run_rank_comparison(
     path = Path(run) if run is not None else new_run()
     first, *others = config.each_base
     with cluster(config):
-        comparison = _run_over_one_base(first, RunDirectory(path), bases=config.bases, resume=resume, observe=observe)
+        base = config.bases[0] if config.bases else None
+        comparison = _run_over_one_base(
+            first, RunDirectory(path), base, bases=config.bases, resume=resume, observe=observe
+        )
         if others:
             comparison = _over_the_others(config, comparison, others, observe)
     with _resumable(RunDirectory(path)):
@@ -74,7 +77,7 @@ def _over_the_others(
     for base, other in zip((config.bases or ())[1:], others, strict=True):
         directory = RunDirectory(comparison.run / "bases" / base)
         begun = (directory.path / "comparison.json").is_file()
-        over.append(_run_over_one_base(other, directory, bases=None, resume=begun, observe=observe))
+        over.append(_run_over_one_base(other, directory, base, bases=None, resume=begun, observe=observe))
         with _resumable(directory):
             _write_answer(over[-1])
     notes = [over_another(one, comparison, f"over {one.base}") for one in over]
@@ -90,15 +93,19 @@ def _write_answer(comparison: RankComparison) -> None:
 def _run_over_one_base(
     config: ComparisonConfig,
     directory: RunDirectory,
+    base: Base | None,
     *,
     bases: tuple[Base, ...] | None,
     resume: bool,
     observe: Observer,
 ) -> RankComparison:
-    """`bases` are those that the whole run is over, which are kept where its first one's options are."""
+    """`base` is which of several it is; `bases` are all, which are kept where the first one's options are."""
     directory.check_free(resume=resume)
     with device_failure_told("go on with --resume once it works again"), _memory_told():
         prepared = prepare(config, telling(observe))
+        stored = prepared.base.stored_as
+        if base not in (None, stored):
+            raise UserError(f"bases: the weights of {config.model} are stored in {stored} already; leave {base} out")
         if not resume:
             directory.check_space(disk_bytes(prepared))
         with (

@@ -6,7 +6,6 @@ reads, texts do not come by the layers that see.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -27,15 +26,17 @@ def unfit_targets(base: BaseModel, targets: Sequence[LinearLayer]) -> dict[str, 
 
     Layers of one name but for the numbers in it are alike: which of a mixture's experts are called depends on the text.
     """
-    unlike: dict[str, str] = {}
+    unfit: dict[str, str] = {}
     called: set[str] = set()
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         called.add(_kind(name))
         # bitsandbytes' layers are known, and round activations as well.
         known = base.quantize != "none" or type(layer) in (nn.Linear, Conv1D)
-        if not known and not _is_product(layer, inputs, output):
-            unlike[name] = f"a {type(layer).__name__} computes more than its weight's product"
+        if len(inputs) != 1:
+            unfit[_kind(name)] = "the model calls it in a way of its own"
+        elif not known and not _is_product(layer, inputs[0], output):
+            unfit[_kind(name)] = f"a {type(layer).__name__} computes more than its weight's product"
 
     hooks = [
         base.model.get_submodule(target.name).register_forward_hook(partial(look, target.name)) for target in targets
@@ -46,16 +47,17 @@ def unfit_targets(base: BaseModel, targets: Sequence[LinearLayer]) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    idle = [target.name for target in targets if _kind(target.name) not in called]
-    return unlike | dict.fromkeys(idle, "the model does not call it on texts")
+    idle = {_kind(target.name) for target in targets} - called
+    unfit |= dict.fromkeys(idle, "the model does not call it on texts")
+    return {target.name: unfit[_kind(target.name)] for target in targets if _kind(target.name) in unfit}
 
 
-def _is_product(layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> bool:
-    if len(inputs) != 1 or not isinstance(output, Tensor):
+def _is_product(layer: nn.Module, x: Tensor, output: object) -> bool:
+    if not isinstance(output, Tensor):
         return False
     try:
-        product = FrozenLinear(layer, None)(inputs[0].flatten(0, -2))
-    except RuntimeError:  # the weight is laid out in another way
+        product = FrozenLinear(layer, None)(x.flatten(0, -2))
+    except (AttributeError, RuntimeError):  # it has no bias, or its weight is laid out in another way
         return False
     return output.shape[-1:] == product.shape[-1:] and bool(
         (output.flatten(0, -2) - product).norm() <= _ROUNDING * product.norm()
@@ -67,4 +69,4 @@ def _kind(name: str) -> str:
     >>> _kind("model.layers.12.mlp.experts.3.up_proj")
     'model.layers.#.mlp.experts.#.up_proj'
     """
-    return re.sub(r"\d+", "#", name)
+    return ".".join("#" if part.isdecimal() else part for part in name.split("."))

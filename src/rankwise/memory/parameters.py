@@ -23,7 +23,7 @@ from rankwise.base.shapes import (
     within,
 )
 from rankwise.base.source import find_config
-from rankwise.errors import UserError
+from rankwise.errors import UserError, reason_of
 from rankwise.memory.settings import DTYPE_BYTES, StepSettings
 from rankwise.patterns import check_pattern
 from rankwise.records import ParameterCount
@@ -149,7 +149,10 @@ def _converted(module: nn.Module, target_modules: str | Sequence[str]) -> LoraCo
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     config = LoraConfig(r=1, target_modules=target_modules if isinstance(target_modules, str) else list(target_modules))
-    convert_peft_config_for_transformers(config, module, None)
+    try:
+        convert_peft_config_for_transformers(config, module, None)
+    except ValueError as error:
+        raise UserError(f"target modules {target_modules}: {reason_of(error)}") from error
     return config
 
 

@@ -23,7 +23,7 @@ def charts(comparison: RankComparison, trials: Sequence[TrialResult], base_bytes
     # Those of further scalings follow the rows that the recommendation is of.
     rows = [row for row in every if row.use_rslora == every[0].use_rslora]
     # As the verdicts have it: a largest rank whose test loss is not finite takes no part.
-    reference = next(row for row in reversed(rows) if math.isfinite(row.nll))
+    reference = next((row for row in reversed(rows) if math.isfinite(row.nll)), rows[-1])
     yield quality(comparison, rows, reference)
     if any(row.difference_low is not None for row in rows if row is not reference):
         yield difference(comparison, rows, reference)

@@ -56,7 +56,7 @@ def quality(comparison: RankComparison, rows: Sequence[RankExperiment], referenc
     margin, name = comparison.recommendation.margin, metric.name
     layers = [rule_with_name(others, "value", name), _ranks_with_limits(metric, rows)]
     band = ""
-    if margin is not None:
+    if margin is not None and math.isfinite(metric.value(reference)):
         layers.insert(0, _margin_band(metric, reference, margin))
         band = f" The green band is the margin around the reference, r={reference.rank}."
     table = [
