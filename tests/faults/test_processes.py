@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import time
@@ -51,7 +52,8 @@ def test_a_second_interrupt_changes_nothing(place: Path, pause: float) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == f"rankwise: interrupted; go on with: rankwise compare --run {run} --resume"
+    line = f"rankwise: interrupted; go on with: rankwise compare --run {shlex.quote(run)} --resume"
+    assert errors.splitlines()[-1] == line
     assert errors.count("rankwise: ") == 1
     assert "Traceback" not in errors
     assert "Exception" not in errors
