@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from rankwise.train.loop import PackOptimizer
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import load_case, random_state, targets_of
 
+ROOT = Path(__file__).parents[2]
 TRIAL = Trial(2, 4.0, use_rslora=False, learning_rate=1e-3, seed=0)
 EVENTS = [{"event": "step", "number": number, "text": "a\nb", "rate": 1e-3 / 3} for number in range(4)]
 
@@ -129,3 +132,29 @@ def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
     found = pd.read_parquet(tmp_path / "trial" / "curve.parquet")
     np.testing.assert_equal(found["train_nll"].to_numpy(), np.array(curve))
     assert run.read_scores(tmp_path / "trial", "curve.parquet").equals(found)
+
+
+FLIPS = """
+import sys
+from pathlib import Path
+from rankwise.compare.directory import RunDirectory
+from rankwise.errors import RunError
+from tests.faults.test_damage import TRIAL, some_curve
+
+path, read = some_curve(Path(sys.argv[1]))
+whole = path.read_bytes()
+for position in range(len(whole)):
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+    try:
+        read()
+    except RunError:
+        pass
+"""
+
+
+def test_no_flipped_bit_of_a_table_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow's C++ ends it where it is asked about a column whose description is damaged: nothing could be told."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLIPS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
