@@ -24,16 +24,14 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.usefixtures("given_costs")
 
 
+def over_two_bases(model: Path, place: Path, *, steps: int) -> ComparisonConfig:
+    train = conversations(place / "train.jsonl", 60)
+    options = {"ranks": (1, 2), "evaluations": 1, "dtype": "auto", "bases": "float32,int8"}
+    return instruction_config(model, train, steps=steps, **options)
+
+
 def test_each_base_is_compared_and_the_conclusions_are_set_side_by_side(model: Path, tmp_path: Path) -> None:
-    config = instruction_config(
-        model,
-        conversations(tmp_path / "train.jsonl", 60),
-        ranks=(1, 2),
-        steps=10,
-        evaluations=1,
-        dtype="auto",
-        bases="float32,int8",
-    )
+    config = over_two_bases(model, tmp_path, steps=10)
     both = run_rank_comparison(config, run=tmp_path / "both")
     (over,) = both.over
     assert (both.base, over.base) == ("float32", "int8")
@@ -76,15 +74,7 @@ def test_weights_that_are_stored_in_few_bits_are_no_other_base_nor_trained(model
 def test_a_run_has_not_ended_before_all_its_bases_have(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = instruction_config(
-        model,
-        conversations(tmp_path / "train.jsonl", 60),
-        ranks=(1, 2),
-        steps=2,
-        evaluations=1,
-        dtype="auto",
-        bases="float32,int8",
-    )
+    config = over_two_bases(model, tmp_path, steps=2)
 
     def killed(*_: object) -> None:
         raise KilledError

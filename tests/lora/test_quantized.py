@@ -6,6 +6,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rankwise.base.quantize import Quantization, frozen_weight, stored_bytes
 from rankwise.base.shapes import match_targets
 from rankwise.errors import UserError
 from rankwise.lora.attach import attached, initial_state
+from rankwise.lora.fit import unfit_targets
 from rankwise.lora.peft_io import write_adapter
 from rankwise.records import Trial
 from rankwise.tasks.task import Batch, collate
@@ -27,6 +29,7 @@ from rankwise.train.likelihood import likelihood
 from rankwise.train.loop import run_pack
 from rankwise.train.settings import TrainingSettings
 from tests.lora.packs import random_state, targets_of
+from tests.lora.test_fit import Router
 from tests.models import load_peft_model, peft_model, save_model, tiny_tokenizer
 from tests.train.peft_loop import plain_peft_loop
 from tests.train.tasks import token_task
@@ -257,3 +260,12 @@ def test_a_checkpoint_that_is_quantised_otherwise_is_refused(
     (directory / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
     with pytest.raises(UserError, match=f"are quantised by {method}: give the model as it was before"):
         load_base(directory, num_labels=None, dtype="float32", device="cpu")
+
+
+def test_a_layer_of_a_quantised_model_that_is_not_quantised_is_tried_like_any(tmp_path: Path) -> None:
+    base = loaded(saved(tmp_path / "llama", "llama"))
+    assert unfit_targets(base, targets_of(base)) == {}
+    mlp: Any = base.model.get_submodule("model.layers.0.mlp")
+    mlp.router = Router(WIDE["hidden_size"], 4)
+    mlp.register_forward_pre_hook(lambda module, inputs: (module.router(inputs[0]), inputs)[1])
+    assert list(unfit_targets(base, targets_of(base))) == ["model.layers.0.mlp.router"]

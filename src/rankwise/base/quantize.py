@@ -98,6 +98,11 @@ def frozen_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether bitsandbytes keeps this layer's weight in few bits."""
+    return getattr(getattr(layer, "weight", None), "quant_state", None) is not None or _scales(layer) is not None
+
+
 def stored_bytes(model: nn.Module) -> int:
     """What a model's weights take in memory, with the scales that belong to those in few bits."""
     tensors: list[Tensor] = list(model.parameters())

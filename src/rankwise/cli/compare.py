@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankwise.cli.options import configured, run_to_resume
+from rankwise.cli.options import check_resume, configured
 from rankwise.errors import UserError
 
 
@@ -37,7 +37,8 @@ def compare(
     """
     if plan and (run is not None or resume or require_resolved):
         raise UserError("plan: it is of a new run and starts none; leave out run, resume and require-resolved")
-    config = configured(file, options, begun=run_to_resume(run, resume=resume))
+    check_resume(run, resume=resume)
+    config = configured(file, options, begun=run if resume else None)
 
     from rankwise.cli.show import show_comparison, show_plan
 

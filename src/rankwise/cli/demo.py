@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.options import run_to_resume
+from rankwise.cli.options import check_resume
 from rankwise.compare.config import ComparisonConfig
 
 
@@ -83,7 +83,7 @@ def demo(
 
     rankwise demo --run runs/demo
     """
-    run_to_resume(run, resume=resume)
+    check_resume(run, resume=resume)
     config = ComparisonConfig.from_mapping(
         DEMOS[task].to_dict() | {"seeds": seeds, "first_seed": first_seed, "report_to": report_to},
         origin="the command line",

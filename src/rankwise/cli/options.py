@@ -50,11 +50,10 @@ def options_from_config(command: Callable[..., None], names: Collection[str] | N
     return with_options
 
 
-def run_to_resume(run: Path | None, *, resume: bool) -> Path | None:
-    """The run that goes on, where one does."""
+def check_resume(run: Path | None, *, resume: bool) -> None:
+    """Raise `UserError` where a run is to go on and is not named."""
     if resume and run is None:
         raise UserError("--resume goes on with a run: say which with --run")
-    return run if resume else None
 
 
 def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | None = None) -> ComparisonConfig:

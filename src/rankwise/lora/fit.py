@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.base.model import BaseModel, position_limit, some_ids
+from rankwise.base.quantize import is_quantized
 from rankwise.base.shapes import LinearLayer
 from rankwise.lora.frozen import FrozenLinear
 
@@ -32,7 +33,7 @@ def unfit_targets(base: BaseModel, targets: Sequence[LinearLayer]) -> dict[str, 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         called.add(_kind(name))
         # bitsandbytes' layers are known, and round activations as well.
-        known = base.quantize != "none" or type(layer) in (nn.Linear, Conv1D)
+        known = type(layer) in (nn.Linear, Conv1D) or is_quantized(layer)
         if len(inputs) != 1:
             unfit[_kind(name)] = "the model calls it in a way of its own"
         elif not known and not _is_product(layer, inputs[0], output):
