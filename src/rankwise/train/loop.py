@@ -204,7 +204,7 @@ def checkpointed_activations(base: BaseModel, settings: TrainingSettings) -> Ite
     """Recompute activations in the backward pass within the `with` block, where the settings ask for it."""
     if settings.checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
-        # For a frozen model transformers has the embeddings' gradients computed, which this kind does not need.
+        # transformers has the embeddings' outputs want gradients with it, which this kind of recomputing does not need.
         base.model.disable_input_require_grads()
     try:
         yield
