@@ -23,7 +23,7 @@ from jaxtyping import Int, Int64
 
 from rankwise.records import AccuracyOf
 
-WINDOW = 32  # batches sorted by length together
+WINDOW = 128  # batches sorted by length together
 
 PackRows: TypeAlias = Int[np.ndarray, "trials batch"]  # the rows of each trial's batch
 
