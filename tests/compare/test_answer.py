@@ -136,6 +136,20 @@ def test_a_rank_whose_test_loss_is_not_finite_has_a_row_and_no_verdict(value: fl
         answered(nll=dict.fromkeys(RANKS, value))
 
 
+def test_a_metric_that_is_worse_than_the_frozen_models_is_told() -> None:
+    worse = "but its accuracy is worse than the frozen model's, 95 % sure"
+    assert worse in answered(accuracies=(0.7, 0.4, 0.4)).recommendation.reason
+    assert worse not in answered(accuracies=(0.7, 0.51, 0.51)).recommendation.reason
+
+
+def test_failures_that_few_seeds_have_are_among_what_is_not_known() -> None:
+    told = "failures that few trainings have: 5 seeds may have none of what befalls 45 %"
+    assert answered().recommendation.unknown[0] == told
+    assert (
+        told not in answered((0.2, 0.2, 0.0)).recommendation.unknown
+    )  # the reference, which is judged by its own seeds
+
+
 def test_what_is_not_known_is_told() -> None:
     assert "ranks below 4" in answered((0.0, 0.0, 0.0)).recommendation.unknown
     assert "ranks below 4" not in answered().recommendation.unknown

@@ -501,6 +501,9 @@ def test_a_conclusion_flips_where_verdicts_contradict(
 
     note = over_another(of(verdicts, rank), of(("underfits", "sufficient"), 4), "nf4")
     assert note == f"nf4: the conclusion {said}: resolved, r={rank}; so"
+    # Of a run whose largest rank has no verdict the other is the reference, which suffices beside itself.
+    without = over_another(of(("sufficient", "unresolved"), 2), of(("underfits", "sufficient"), 4), "nf4")
+    assert "is another, though nothing shown contradicts this one" in without
 
 
 def test_the_recommendation_is_the_decision_on_the_scores_on_disk(

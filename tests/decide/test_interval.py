@@ -321,3 +321,11 @@ def test_a_share_s_limits_are_shares(scores: np.ndarray) -> None:
     elif share.low is not None and share.high is not None:
         assert 0 <= share.low <= share.mean <= share.high <= 1
         assert (share.low, share.high) == tuple(np.clip([free.low, free.high], 0, 1))
+
+
+def test_a_cluster_of_nearly_all_examples_gives_no_limits() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 100))
+    sizes = np.arange(100)
+    assert crossed_interval(scores, groups=(sizes >= 90).astype(int)).low is None
+    assert crossed_interval(scores, groups=(sizes >= 89).astype(int)).low is not None
+    assert over_examples(scores[0], groups=(sizes >= 90).astype(int)).low is None

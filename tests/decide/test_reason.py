@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,11 @@ def test_what_would_tell_is_said_as_one_types_it(metric: Metric) -> None:
     [
         ((0.3, 0.2, 0.1, 0.0), {}, "try r=32 as well"),
         ((0.0, 0.0, 0.0, 0.0), {"gain": 0.0}, "look at data, learning rate and target modules before rank"),
+        (
+            (0.0, 0.0, 0.0, 0.0),
+            {"gain": 0.0, "examples": 20},
+            "which was seen, its gain, more test examples or seeds would",
+        ),
         ((-0.3, -0.3, -0.3, 0.0), {"gain": 0.0}, "r=16 overfits, or its learning rates are unfair to it"),
         ((0.0, 0.0, 0.0, 0.0), {"seeds": 1}, "train with --seeds 3 or more"),
         ((0.0,), {}, "only r=16 was compared"),
@@ -93,8 +99,81 @@ def test_a_rank_that_loses_more_than_the_margin_is_not_said_to_be_open() -> None
     assert decision.needed is None
     least, most = limits(decision, 8)
     said = reason(decision, "nll")
-    assert f"r=8 loses between {least:.4f} and {most:.4f} nats, and is called too small only where" in said
+    assert (
+        f"r=8 loses between {least:.4f} and {most:.4f} nats, more than the margin; it is called too small only where"
+        in said
+    )
+    assert "of r=2 more seeds would tell" in said
     assert "cannot be told" not in said
+
+
+def test_ranks_out_of_order_are_no_matter_of_more_seeds() -> None:
+    decision = decided((0.0, 0.1, 0.0, 0.0))
+    assert (decision.status, decision.rank) == ("unresolved", 8)
+    assert "more than the margin; r=2 does not, so its learning rates may be unfair to it" in reason(decision, "nll")
+
+
+def test_a_rank_that_does_not_suffice_beside_a_better_one_is_said_to_be_so() -> None:
+    said = reason(decided((0.0, -0.2, 0.0, 0.0)), "nll")
+    assert "r=2 would do beside r=16, but is not shown to beside r=4" in said
+    assert "r=4 is better than r=16, which overfits" in said
+
+
+def test_a_gain_that_is_only_not_shown_is_no_overfitting() -> None:
+    """One collapsed seed of the reference hides its gain; that says nothing of overfitting."""
+    losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0, 0.0, 0.0))
+    losses[-1, 0] += 1.5
+    decision = decide(losses, baseline, ranks=RANKS)
+    assert (decision.status, decision.rank, decision.better) == ("unresolved", None, ())
+    assert "overfits" not in reason(decision, "nll")
+    assert "more seeds or test examples would tell" in reason(decision, "nll")
+
+
+@pytest.mark.parametrize(
+    ("excess", "ranks", "missing", "said"),
+    [
+        ((0.0, 0.0), (8, 16), (4,), "whether r=4 would do is not known, since training diverged there"),
+        ((0.2, 0.0), (4, 8), (16,), "r=16 may gain more, but training diverged there: lower learning rates"),
+        ((0.2, 0.0), (4, 64), (), "try r=32, between them"),
+        ((0.2, 0.0), (4, 16), (8,), "training diverged there: lower learning rates; r=4 loses between"),
+    ],
+)
+def test_ranks_without_a_result_are_not_said_to_be_untried(
+    excess: tuple[float, ...], ranks: tuple[int, ...], missing: tuple[int, ...], said: str
+) -> None:
+    losses, baseline = comparison(np.random.default_rng(0), excess)
+    decision = decide(losses, baseline, ranks=ranks, missing=missing)
+    assert said in reason(decision, "nll")
+    assert decision.status != "resolved"
+    assert "no smaller rank was tried" not in reason(decision, "nll")
+
+
+def test_no_larger_rank_is_advised_where_none_can_be_trained() -> None:
+    decision = decided((0.3, 0.2, 0.1, 0.0))
+    assert "try r=" not in reason(decision, "nll", largest=True)
+    assert "no larger rank can be trained" in reason(decision, "nll", largest=True)
+
+
+def test_examples_of_groups_are_asked_for_with_groups() -> None:
+    decision = decided((0.0, 0.0), seeds=20, of_seeds=0.0, of_examples=0.3, examples=40)
+    assert decision.needed is not None
+    assert decision.needed.examples is not None
+    asked = f"{decision.needed.examples:,} test examples"
+    assert f"{asked} of as many groups more" in reason(decision, "nll", grouped=True)
+    assert "groups" not in reason(decision, "nll")
+
+
+def test_what_is_kept_of_an_uncertain_gain_is_not_said_to_lose_more_than_the_margin() -> None:
+    """Where the gain varies with the loss, a share of it is kept though the loss may be more than the margin."""
+    generator = np.random.default_rng(0)
+    size = generator.gamma(0.5, 2.0, size=400)
+    losses = np.stack([0.03 * size, np.zeros(400)])[:, None] + 1e-3 * generator.normal(size=(2, 5, 400))
+    decision = decide(losses, size, ranks=(8, 16))
+    most = limits(decision, 8)[1]
+    assert decision.rank == 8
+    assert decision.margin is not None
+    decision = replace(decision, margin=most / 2)
+    assert f"loses at most {most:.4f} nats to r=16, and, 95 % sure, keeps 95 % of its gain" in reason(decision, "nll")
 
 
 def test_a_rank_that_is_surely_better_loses_nothing() -> None:
@@ -103,9 +182,11 @@ def test_a_rank_that_is_surely_better_loses_nothing() -> None:
     assert "r=8 loses nothing to r=16" in reason(decision, "nll")
 
 
-def test_a_rank_that_answers_every_example_alike_loses_nothing() -> None:
+def test_a_rank_that_answers_every_example_alike_is_not_told_apart_from_one_that_loses_on_others() -> None:
     losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0))
     losses[0] = losses[1]
     decision = decide(losses, baseline, ranks=(8, 16), margin=KEEP_95, resamples=200)
-    assert decision.verdicts[0].difference.high == 0
-    assert "r=8 loses nothing to r=16" in reason(decision, "nll")
+    assert (decision.status, decision.rank, decision.needed) == ("unresolved", 16, None)
+    alike = "r=8 and r=16 answer every test example alike: examples on which they differ"
+    assert f"{alike} would tell" in reason(decision, "nll")
+    assert f"{alike}, or --metric nll, would tell" in reason(decision, "accuracy")

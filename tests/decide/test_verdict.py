@@ -112,6 +112,25 @@ def test_a_middle_rank_that_beats_the_reference_is_told() -> None:
     assert (decision.status, decision.rank) == ("resolved", 4)
 
 
+def test_what_is_recommended_suffices_beside_a_better_rank_than_the_reference_too() -> None:
+    """Rank 2 loses nothing to 16, which is unfairly trained, and 0.2 nats to 4."""
+    decision = decided((0.0, -0.2, 0.0, 0.0))
+    assert (decision.status, decision.rank, decision.better) == ("unresolved", 4, (4,))
+    assert set(verdicts(decision)) == {"sufficient"}
+    level = decided((-0.1, -0.1, 0.0, 0.0), examples=4000)
+    assert (level.status, level.rank, level.better) == ("resolved", 2, (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("missing", "resolved"), [((), True), ((2,), True), ((6,), False), ((2, 6), False), ((32,), True)]
+)
+def test_a_rank_without_losses_next_below_the_answer_leaves_it_open(missing: tuple[int, ...], resolved: bool) -> None:
+    losses, baseline = comparison(np.random.default_rng(0), (0.2, 0.0, 0.0))
+    decision = decide(losses, baseline, ranks=(4, 8, 16), missing=missing)
+    assert (decision.status, decision.rank) == ("resolved" if resolved else "unresolved", 8)
+    assert decision.missing == missing
+
+
 @pytest.mark.parametrize(("lead", "told"), [(1.02, True), (0.98, False)])
 @pytest.mark.parametrize(("others", "alone"), [(1, 0.95), (2, 0.975)])
 def test_which_ranks_beat_the_reference_is_sure_for_all_of_them_together(
@@ -168,6 +187,8 @@ def test_losses_without_any_variance_are_no_evidence() -> None:
     decision = decide(losses, baseline, ranks=(4, 8), margin=Margin(absolute=0.01))
     assert (decision.status, decision.rank) == ("unresolved", 8)
     assert verdicts(decision) == ["unresolved", "sufficient"]
+    # Nor where the margin is a share of a gain that varies.
+    assert decide(losses, baseline, ranks=(4, 8)).status == "unresolved"
     constant = decide(np.full((2, 3, 10), 0.5), np.full(10, 0.7), ranks=(4, 8))
     assert (constant.status, constant.rank, set(verdicts(constant))) == ("unresolved", None, {"unresolved"})
 

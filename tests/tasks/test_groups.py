@@ -214,7 +214,8 @@ def test_examples_of_groups_that_come_before_are_removed_as_those_that_come_befo
     left_test = [row for row, doc in enumerate(docs[2]) if keep or (doc not in seen[1] and row != copy)]
     task = attempt(load, *sources, keep_leaked=keep)
     if isinstance(task, UserError):
-        assert not left_validation or len({docs[2][row] for row in left_test}) < 2, task
+        tested = [docs[2][row] for row in left_test]
+        assert not left_validation or max(map(tested.count, tested), default=0) >= 0.9 * len(tested), task
         return
     assert task.train.example_ids.tolist() == list(range(len(train)))
     assert task.validation.example_ids.tolist() == left_validation

@@ -28,6 +28,7 @@ from rankwise.records import (
 )
 from rankwise.tasks.task import Task
 
+_NAMES = {"nll": "NLL", "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "Matthews correlation"}
 _OF_CLASSES = {"macro_f1": macro_f1, "mcc": matthews}
 _FEW = 200  # test examples: with fewer, a loss that falls on few of them is often not seen (docs/decision.md)
 
@@ -178,6 +179,7 @@ def judge(
         margin=Margin(choice.config.keep, choice.config.margin),
         groups=data.groups,
         validation=np.array(curves),
+        missing=sorted({trial.rank for trial in choice.results} - set(scores)),
         confidence=confidence,
     )
 
@@ -196,10 +198,12 @@ def _recommend(
     config, of_rank = choice.config, {experiment.rank: experiment for experiment in experiments}
     chosen = of_rank.get(decision.rank or 0)
     guards: tuple[Guard, ...] = ()
-    why = reason(decision, config.metric)
+    largest = stopped in ("memory", "rank limit")
+    why = reason(decision, config.metric, grouped=data.groups is not None, largest=largest)
     if chosen is not None:
         guards = _guards(config.metric, decision, chosen.rank, scores, baseline, data)
-        why = "; ".join([why, *(_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse)])
+        warnings = [_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse]
+        why = "; ".join([why, *warnings, *_worse_than_frozen(guards, scores[chosen.rank], baseline, data)])
     smallest = min(of_rank)
     retained = of_rank[smallest].retained_nll is not None
     measurable = config.task == "instruction" and not retained
@@ -209,8 +213,12 @@ def _recommend(
         unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")
     if decision.rank == smallest:
         unknown.insert(0, f"ranks below {smallest}")
-    if decision.rank not in (None, decision.verdicts[-1].rank) and data.independent < _FEW:
-        unknown.insert(0, _rare(data))
+    if decision.rank not in (None, decision.verdicts[-1].rank):
+        unknown.insert(0, _rare_failures(config.seeds))
+        if data.independent < _FEW:
+            unknown.insert(0, _rare(data))
+    if decision.missing:
+        unknown.insert(0, f"rank {', '.join(map(str, decision.missing))}, which has no result")
     return Recommendation(
         status=decision.status,
         rank=decision.rank,
@@ -256,6 +264,23 @@ def _guards(
     return tuple(guards)
 
 
+def _worse_than_frozen(guards: Sequence[Guard], scores: Scores, baseline: Scores, data: TestData) -> list[str]:
+    """The guards by which the recommended rank is shown to be worse than rank 0."""
+    worse = []
+    for guard in guards:
+        gained = data.values(guard.metric, scores) - data.values(guard.metric, baseline)
+        high = crossed_interval(gained, groups=data.groups, confidence=2 * CONFIDENCE - 1).high
+        if high is not None and high < 0:
+            worse.append(f"but its {_NAMES[guard.metric]} is worse than the frozen model's, 95 % sure")
+    return worse
+
+
+def _rare_failures(seeds: int) -> str:
+    """The largest share of trainings that fail and of which so many seeds have none with 5 %."""
+    share = 100 * (1 - 0.05 ** (1 / seeds))
+    return f"failures that few trainings have: {seeds} seeds may have none of what befalls {share:.2g} %"
+
+
 def _rare(data: TestData) -> str:
     """The largest kind of example that so many lack with 5 %, about 3/n: Hanley & Lippman-Hand 1983, JAMA 249."""
     what = "examples" if data.groups is None else "groups of examples"
@@ -264,9 +289,8 @@ def _rare(data: TestData) -> str:
 
 
 def _warning(guard: Guard, reference: int) -> str:
-    names = {"nll": "NLL", "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "Matthews correlation"}
     unit = 1 if guard.metric == "nll" else 100
-    name = f"{names[guard.metric]} is worse than at r={reference} by {-unit * guard.difference:.2g}"
+    name = f"{_NAMES[guard.metric]} is worse than at r={reference} by {-unit * guard.difference:.2g}"
     return f"but its {name}, 95 % sure by more than the margin's share"
 
 

@@ -97,10 +97,13 @@ def notes_on_training(choice: Choice) -> list[str]:
 
 
 def _notes_on_failures(choice: Choice) -> Iterator[str]:
+    failures = {rank: choice.failed(rank) for rank in choice.by_rank}
+    if all(len(failures[rank]) == len(trials) for rank, trials in choice.by_rank.items()):
+        return  # Nothing is learnt at any rank, which the answer says.
     for rank, trials in choice.by_rank.items():
-        failed = choice.failed(rank)
-        if failed and len(failed) < len(trials):
+        if failed := failures[rank]:
             seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
+            seeds = "every seed" if 1 < len(failed) == len(trials) else seeds
             yield (
                 f"rank {rank}: at its learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
                 "rank 0; add lower --learning-rates, or more --steps"

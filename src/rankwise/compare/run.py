@@ -33,7 +33,7 @@ from rankwise.compare.trackers import check_installed
 from rankwise.compare.training import step_costs, train
 from rankwise.compare.under_way import Run
 from rankwise.errors import RunError, UserError, reason_of
-from rankwise.records import Baseline, RankComparison, Recommendation, Scores, StopReason
+from rankwise.records import Baseline, RankComparison, Recommendation, Scores, StopReason, Verdict
 from rankwise.train.cost import StepCost
 from rankwise.train.failure import device_failure_told, out_of_memory_told
 from rankwise.train.loop import StepReport
@@ -257,8 +257,7 @@ def over_another(other: Answer | RankComparison, mine: Answer | RankComparison, 
     That one of them cannot tell is no contradiction.
     """
     its = other.recommendation
-    # The first scaling's rows come first.
-    there, here = ({row.rank: row.verdict for row in reversed(one.experiments)} for one in (other, mine))
+    there, here = _verdicts(other), _verdicts(mine)
     if any({there[rank], here[rank]} == {"sufficient", "underfits"} for rank in there.keys() & here.keys()):
         conclusion = "flips"
     elif (its.status, its.rank) == (mine.recommendation.status, mine.recommendation.rank):
@@ -267,6 +266,13 @@ def over_another(other: Answer | RankComparison, mine: Answer | RankComparison, 
         conclusion = "is another, though nothing shown contradicts this one"
     rank = "no rank" if its.rank is None else f"r={its.rank}"
     return f"{what}: the conclusion {conclusion}: {its.status}, {rank}; {its.reason}"
+
+
+def _verdicts(answer: Answer | RankComparison) -> dict[int, Verdict]:
+    """Of the first scaling, whose rows come first, without that on the reference, which is held against itself."""
+    verdicts = {row.rank: row.verdict for row in reversed(answer.experiments)}
+    reference = max((rank for rank, verdict in verdicts.items() if verdict == "sufficient"), default=None)
+    return {rank: verdict for rank, verdict in verdicts.items() if rank != reference}
 
 
 def _notes_on_looks(journal: Journal) -> list[str]:

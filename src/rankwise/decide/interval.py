@@ -23,6 +23,8 @@ from scipy.special import ndtri, stdtrit
 
 from rankwise.records import Interval
 
+_MOST_OF_ONE = 0.9  # of the examples: from a cluster as large nothing is told of how clusters vary
+
 Number: TypeAlias = float | np.ndarray
 
 
@@ -127,19 +129,20 @@ def over_examples(
 def _of_clusters(
     effects: Float[np.ndarray, " examples"], groups: Int[np.ndarray, " examples"] | None
 ) -> tuple[int | float, float | None, float]:
-    """How many clusters there are, and the variance and skewness of the mean that they cause; None of one cluster.
+    """How many clusters there are, and the variance and skewness of the mean that they cause.
 
-    `effects` are deviations from the mean. Variance and skewness are the jackknife's: of what the mean moves by where a
-    cluster is left out.
+    No variance where one cluster is nearly all. `effects` are deviations from the mean. Variance and skewness are the
+    jackknife's: of what the mean moves by where a cluster is left out.
     """
     each = np.arange(len(effects)) if groups is None else groups
     _, members, sizes = np.unique(each, return_inverse=True, return_counts=True)
     sums, count = np.bincount(members, weights=effects), len(sizes)
-    if count == 1:
-        return 1, None, 0.0
+    even = len(effects) ** 2 / float(sizes @ sizes)
+    if sizes.max() >= _MOST_OF_ONE * len(effects):
+        return even, None, 0.0
     moves = sums / (len(effects) - sizes)
     variance = float(moves @ moves) * (count - 1) / count
-    return len(effects) ** 2 / float(sizes @ sizes), variance, _skewness(moves)
+    return even, variance, _skewness(moves)
 
 
 def _skewness(values: Float[np.ndarray, " values"]) -> float:
@@ -202,7 +205,8 @@ def crossed_interval(
     groups: Int[np.ndarray, " examples"] | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of `scores` and its two-sided limits; no limits from one seed, one example or one cluster.
+    """The mean of `scores` and its two-sided limits; no limits from one seed or one example, or where one
+    cluster has nine tenths of the examples.
 
     `groups` numbers each example's cluster (the file it was cut from, say) where examples of one
     cluster may resemble each other. Mean and limits are in the unit of the scores. Limits do not

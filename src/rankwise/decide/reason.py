@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rankwise.decide.verdict import Decision, RankVerdict
 from rankwise.records import Interval, Metric, Needed
 
 
-def reason(decision: Decision, metric: Metric) -> str:
-    """Why this is the answer: what was shown, how sure, and what would tell where the data cannot."""
+def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest: bool = False) -> str:
+    """Why this is the answer: what was shown, how sure, and what would tell where the data cannot.
+
+    `grouped` where examples are of groups, `largest` where no rank above the reference can be trained.
+    """
     verdicts = decision.verdicts
     reference = verdicts[-1].rank
     if decision.rank is None:
@@ -20,12 +25,17 @@ def reason(decision: Decision, metric: Metric) -> str:
     if decision.rank == reference:
         parts.append(f"no rank below r={reference} is shown to suffice ({margin})")
     else:
-        most = _loss(verdicts[chosen].difference)
-        parts.append(f"r={decision.rank} loses {_at_most(most, metric)} to r={reference}, 95 % sure, {margin}")
-    if chosen == 0:
+        most = _at_most(_loss(verdicts[chosen].difference), metric)
+        parts.append(f"r={decision.rank} loses {most} to r={reference}, {_sure(decision, verdicts[chosen])}, {margin}")
+    below = verdicts[chosen - 1].rank if chosen else 0
+    if gap := [rank for rank in decision.missing if below < rank < decision.rank]:
+        parts.append(
+            f"whether {_ranks(gap)} would do is not known, since training diverged there: lower learning rates"
+        )
+    elif chosen == 0:
         parts.append("no smaller rank was tried")
-    else:
-        parts.append(_next_below(decision, verdicts[chosen - 1], metric))
+    if chosen:
+        parts.append(_next_below(decision, chosen, metric, grouped=grouped, largest=largest))
     if decision.growing:
         parts.append(f"r={reference} was still drawing away when training ended: train longer")
     parts += _doubts(decision)
@@ -40,57 +50,101 @@ def _without_rank(decision: Decision, metric: Metric) -> str:
         )
     gained = f"r={reference} gains between {_between(gain.low, gain.high, metric)} over the frozen model"
     if decision.status == "no_gain":
-        return (
+        said = (
             f"{gained}: this adapter is not shown to learn anything here; "
             "look at data, learning rate and target modules before rank"
         )
-    return (
-        f"{gained}, and a smaller rank is shown to gain: r={reference} overfits, or its learning rates are unfair to it"
-    )
+        seen = (
+            f"; were {_amount(gain.mean, metric)}, which was seen, its gain, more test examples or seeds would show it"
+        )
+        return said + (seen if gain.mean > 0 else "")
+    unfair = f"r={reference} overfits, or its learning rates are unfair to it"
+    if not decision.better:
+        unfair = "more seeds or test examples would tell, or lower learning rates if a seed ended no better than rank 0"
+    return f"{gained}, and a smaller rank is shown to gain: {unfair}"
 
 
-def _next_below(decision: Decision, below: RankVerdict, metric: Metric) -> str:
-    """What is known of the largest rank that is not called sufficient."""
+def _sure(decision: Decision, verdict: RankVerdict) -> str:
+    """How sure: where the margin is a share, of what is kept, since the gain that it is a share of is uncertain too."""
+    loss = _loss(verdict.difference)
+    assert loss.high is not None
+    assert decision.margin is not None
+    if loss.high < decision.margin or decision.keep is None:
+        return "95 % sure"
+    return f"and, 95 % sure, keeps {100 * decision.keep:.3g} % of its gain over rank 0 whatever that is"
+
+
+def _next_below(decision: Decision, chosen: int, metric: Metric, *, grouped: bool, largest: bool) -> str:
+    """What is known of the rank below the one that is recommended."""
+    below, reference = decision.verdicts[chosen - 1], decision.verdicts[-1].rank
     loss = _loss(below.difference)
     assert loss.low is not None
     assert loss.high is not None
     loses = f"loses between {_between(loss.low, loss.high, metric)}"
+    if below.verdict == "sufficient":
+        better = [rank for rank in decision.better if rank > below.rank]
+        return f"r={below.rank} would do beside r={reference}, but is not shown to beside {_ranks(better)}"
     if below.verdict == "unresolved":
         told = f"whether r={below.rank} would do cannot be told: it {loses}"
-        if decision.margin is not None and loss.low > decision.margin:
+        if below.beyond.low is not None and below.beyond.low > 0:
+            return f"r={below.rank} {loses}, more than the margin; {_not_called_too_small(decision)}"
+        if loss.low == loss.high:
+            differently = "on which they differ" + (", or --metric nll," if metric == "accuracy" else "")
             return (
-                f"r={below.rank} {loses}, and is called too small only where every smaller rank is, which more seeds "
-                "would tell"
+                f"r={below.rank} and r={reference} answer every test example alike: examples {differently} would tell"
             )
-        return told if decision.growing else f"{told}; {_would_tell(decision.needed)}"
-    if decision.status == "not_plateaued":
-        return f"r={below.rank} {loses}: try r={2 * decision.verdicts[-1].rank} as well"
+        return told if decision.growing else f"{told}; {_would_tell(decision.needed, grouped=grouped)}"
+    if decision.status == "not_plateaued" and not any(below.rank < rank < reference for rank in decision.missing):
+        return f"r={below.rank} {loses}: {_larger(decision, below.rank, largest=largest)}"
     return f"r={below.rank} {loses}"
 
 
-def _would_tell(needed: Needed | None) -> str:
+def _not_called_too_small(decision: Decision) -> str:
+    """Why a rank that loses more than the margin is not: for the smallest rank that is not."""
+    smaller = next(verdict for verdict in decision.verdicts if verdict.verdict != "underfits")
+    if smaller.beyond.high is not None and smaller.beyond.high < 0:
+        return f"r={smaller.rank} does not, so its learning rates may be unfair to it"
+    return f"it is called too small only where every smaller rank is, and of r={smaller.rank} more seeds would tell"
+
+
+def _larger(decision: Decision, below: int, *, largest: bool) -> str:
+    """What to train next where the reference is the smallest rank that suffices."""
+    reference = decision.verdicts[-1].rank
+    if above := [rank for rank in decision.missing if rank > reference]:
+        return f"{_ranks(above)} may gain more, but training diverged there: lower learning rates"
+    if reference > 2 * below:
+        return f"try r={reference // 2}, between them"
+    return "no larger rank can be trained" if largest else f"try r={2 * reference} as well"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return ", ".join(f"r={rank}" for rank in ranks)
+
+
+def _would_tell(needed: Needed | None, *, grouped: bool) -> str:
     """The sizes that would resolve it, as one types them."""
     if needed is None:
         return "neither more seeds nor more test examples alone would tell"
-    if_nothing = _sizes(needed.seeds, needed.examples)
-    if_half = _sizes(needed.seeds_if_half_lost, needed.examples_if_half_lost)
+    if_nothing = _sizes(needed.seeds, needed.examples, grouped=grouped)
+    if_half = _sizes(needed.seeds_if_half_lost, needed.examples_if_half_lost, grouped=grouped)
     return f"if it loses nothing, {if_nothing} would tell" + (
         f"; if half of the margin, {if_half}" if if_half else "; if half of the margin, neither alone"
     )
 
 
-def _sizes(seeds: int | None, examples: int | None) -> str:
+def _sizes(seeds: int | None, examples: int | None, *, grouped: bool) -> str:
     sizes = [f"{seeds:,} seeds"] if seeds is not None else []
-    return " or ".join(sizes + ([f"{examples:,} test examples"] if examples is not None else []))
+    of_groups = " of as many groups more" if grouped else ""
+    return " or ".join(sizes + ([f"{examples:,} test examples{of_groups}"] if examples is not None else []))
 
 
 def _doubts(decision: Decision) -> list[str]:
     doubts = []
     reference = decision.verdicts[-1].rank
     if decision.better:
-        better = ", ".join(f"r={rank}" for rank in decision.better)
         doubts.append(
-            f"{better} is better than r={reference}, which overfits, or whose learning rates are unfair to it"
+            f"{_ranks(decision.better)} is better than r={reference}, "
+            "which overfits, or whose learning rates are unfair to it"
         )
     if decision.keep is not None and decision.keep <= 0:
         doubts.append(f"the margin is more than all that r={reference} gains, so the frozen model would do")

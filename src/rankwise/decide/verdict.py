@@ -4,7 +4,8 @@ Everything is measured against the largest rank, the reference. First the gate: 
 over rank 0? Then a walk from it downwards: a rank is *sufficient* while it is shown to lose less than
 the margin, in a fixed order, so that no correction for many comparisons is needed; below the first rank
 that is not shown to suffice nothing is called sufficient. A second walk, from the smallest rank up, shows
-which ranks lose more than the margin: they *underfit*. What neither walk reaches is *unresolved*.
+which ranks lose more than the margin: they *underfit*. What neither walk reaches is *unresolved*. Where a
+rank is better than the reference, what is recommended must suffice beside that one, too.
 
 "Not significantly different" is never read as "equal": few data leave ranks unresolved, not small ones
 recommended. Pure: numpy and scipy, arrays in, verdicts out.
@@ -49,7 +50,8 @@ class Margin:
 
 @dataclass(frozen=True)
 class RankVerdict:
-    """One rank against the reference. `difference` is positive where it is better; its limits are one-sided.
+    """One rank against the reference. `difference` is positive where it is better, `beyond` what it loses more than
+    the margin; their limits are one-sided.
 
     `contradicted` where the crossed bootstrap does not confirm the verdict.
     """
@@ -57,6 +59,7 @@ class RankVerdict:
     rank: int
     verdict: Verdict
     difference: Interval
+    beyond: Interval
     contradicted: bool
 
 
@@ -64,11 +67,12 @@ class RankVerdict:
 class Decision:
     """The answer; losses, gains and margins in the unit of the losses.
 
-    `rank` is the smallest that is shown to suffice: the reference itself where no smaller one is, None
-    where not even its gain is shown. `margin` and `keep` are the same margin in both units, None where there is no gain
-    to share. `gain` is the reference's over rank 0, with one-sided limits. `better` are the ranks that are better
-    than the reference. `growing` tells whether the reference's lead over `rank` (or, where that is the reference, over
-    the next smaller one) was still growing when training ended; None where that cannot be told.
+    `rank` is the smallest that is shown to suffice, beside ranks that are better than the reference as well: the
+    reference itself where no smaller one is, None where not even its gain is shown. `margin` and `keep` are the same
+    margin in both units, None where there is no gain to share. `gain` is the reference's over rank 0, with one-sided
+    limits. `better` are the ranks that are better than the reference. `growing` tells whether the reference's lead over
+    `rank` (or, where that is the reference, over the next smaller one) was still growing when training ended; None
+    where that cannot be told. `missing` are the ranks that were tried and cannot be judged.
     """
 
     status: Status
@@ -80,6 +84,7 @@ class Decision:
     better: tuple[int, ...]
     growing: bool | None
     needed: Needed | None
+    missing: tuple[int, ...]
 
 
 def decide(
@@ -90,6 +95,7 @@ def decide(
     margin: Margin = Margin(),
     groups: Int[np.ndarray, " examples"] | None = None,
     validation: Float[np.ndarray, "ranks seeds evaluations"] | None = None,
+    missing: Sequence[int] = (),
     confidence: float = CONFIDENCE,
     resamples: int = _RESAMPLES,
 ) -> Decision:
@@ -97,6 +103,7 @@ def decide(
 
     `losses` are per-example losses on test, lower is better, of `ranks` in ascending order; `baseline` those of rank 0.
     `groups` numbers each example's cluster. `validation` are mean losses on validation, in the order of training.
+    `missing` are ranks that were tried and have no losses: what they would have lost is not known.
 
     Source of the walk: fixed-sequence tests, Westfall & Krishen 2001, Journal of Statistical Planning and Inference 99;
     of the shown margin: Piaggio et al. 2012, JAMA 308 (CONSORT for non-inferiority).
@@ -121,9 +128,19 @@ def decide(
     contrasts = [mean(shortfall(rank_losses, reference, baseline, margin)) for rank_losses in losses]
     verdicts: list[Verdict] = ["unresolved"] * len(ranks)
     if gains:
-        verdicts = _walk(contrasts, alone)
+        # A share of the gain varies with the gain. Ranks that answer all examples alike tell nothing of others.
+        verdicts = _walk(
+            [each if of.variance else None for each, of in zip(contrasts, differences, strict=True)], alone
+        )
     contradicted = _contradicted(losses, baseline, margin, groups, verdicts, confidence, resamples)
-    smallest = verdicts.index("sufficient") if gains else None
+    first = verdicts.index("sufficient") if gains else None
+    smallest = first
+    while smallest is not None and any(
+        not alone.below_zero(mean(shortfall(losses[smallest], losses[above], baseline, margin)))
+        for above, rank in enumerate(ranks)
+        if above > smallest and rank in better
+    ):
+        smallest += 1
     lost = margin.absolute if margin.absolute is not None else (1 - margin.keep) * gain.mean
     growing = None if validation is None else _growing(validation, smallest, lost, confidence)
 
@@ -137,17 +154,26 @@ def decide(
         # Resolved only where the next smaller rank is told to be too small, or none was tried.
         assert smallest is not None
         told = smallest == 0 or verdicts[smallest - 1] == "underfits"
-        status = "resolved" if told and len(ranks) > 1 and not growing else "unresolved"
+        below = ranks[smallest - 1] if smallest else 0
+        gap = any(below < rank < ranks[smallest] for rank in missing)
+        status = "resolved" if told and not gap and len(ranks) > 1 and not growing else "unresolved"
     needed = None
     # Of one that loses more, and is not called too small because a smaller one cannot be told, no size would show it.
-    if smallest and verdicts[smallest - 1] == "unresolved" and not alone.above_zero(contrasts[smallest - 1]):
+    if (
+        smallest
+        and verdicts[smallest - 1] == "unresolved"
+        and differences[smallest - 1].variance
+        and not alone.above_zero(contrasts[smallest - 1])
+    ):
         needed = _needed(contrasts[smallest - 1], lost, confidence)
     return Decision(
         status=status,
         rank=None if smallest is None else ranks[smallest],
         verdicts=tuple(
-            RankVerdict(rank, verdict, alone.of(difference), odd)
-            for rank, verdict, difference, odd in zip(ranks, verdicts, differences, contradicted, strict=True)
+            RankVerdict(rank, verdict, alone.of(difference), alone.of(contrast), odd)
+            for rank, verdict, difference, contrast, odd in zip(
+                ranks, verdicts, differences, contrasts, contradicted, strict=True
+            )
         ),
         gain=gain,
         margin=lost if gains or margin.absolute is not None else None,
@@ -155,6 +181,7 @@ def decide(
         better=better,
         growing=growing,
         needed=needed,
+        missing=tuple(missing),
     )
 
 
@@ -187,16 +214,20 @@ class _Limits:
         return bool(mean.variance) and high is not None and high < 0
 
 
-def _walk(contrasts: Sequence[CrossedMean], limits: _Limits) -> list[Verdict]:
-    """Both walks; each stops at the first rank that it cannot tell, so each is wrong at most as often as one test."""
+def _walk(contrasts: Sequence[CrossedMean | None], limits: _Limits) -> list[Verdict]:
+    """Both walks; each stops at the first rank that it cannot tell, so each is wrong at most as often as one test.
+
+    A rank without a contrast cannot be told.
+    """
     verdicts: list[Verdict] = ["unresolved"] * len(contrasts)
     verdicts[-1] = "sufficient"  # the reference, by its gain
     for index in reversed(range(len(contrasts) - 1)):
-        if not limits.below_zero(contrasts[index]):
+        contrast = contrasts[index]
+        if contrast is None or not limits.below_zero(contrast):
             break
         verdicts[index] = "sufficient"
     for index, contrast in enumerate(contrasts[:-1]):
-        if not limits.above_zero(contrast):
+        if contrast is None or not limits.above_zero(contrast):
             break
         verdicts[index] = "underfits"
     return verdicts

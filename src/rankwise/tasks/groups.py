@@ -18,6 +18,7 @@ from rankwise.tasks.source import without_fraction
 from rankwise.tasks.task import Task
 
 FEWEST_TESTED = 2  # groups: of one there are no limits
+_MOST_OF_ONE = 0.9  # of the test examples: nor are there of such a group and a few beside it
 
 
 def group_numbers(names: Sequence[str]) -> Int64[np.ndarray, " examples"]:
@@ -37,10 +38,12 @@ def told_of_groups(task: Task) -> Task:
     """
     if task.test.groups is None:
         return task
-    groups = len(np.unique(task.test.groups))
-    if groups < FEWEST_TESTED:
+    sizes = np.unique(task.test.groups, return_counts=True)[1]
+    groups = len(sizes)
+    if sizes.max() >= _MOST_OF_ONE * len(task.test):
+        most = "all" if groups == 1 else f"{sizes.max():,} of"
         raise UserError(
-            f"all {len(task.test):,} test examples are of one group, and limits count groups; "
+            f"{most} {len(task.test):,} test examples are of one group, and limits count groups; "
             "give test examples of more groups, or leave out --group"
         )
     return replace(
