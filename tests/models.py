@@ -53,6 +53,12 @@ _SIZES: dict[str, dict[str, Any]] = {
         **{"num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
         "use_mamba_kernels": False,
     },
+    "glm4_moe": _DECODER
+    | {
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
     "longformer": _ENCODER | {"attention_window": 4},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
 }

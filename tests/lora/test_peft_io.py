@@ -5,24 +5,28 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from rankwise.base.load import load_base
 from rankwise.base.model import BaseModel
 from rankwise.base.shapes import match_targets
 from rankwise.base.source import EMBEDDED, EMBEDDED_HUB_ID
 from rankwise.errors import UserError
-from rankwise.lora.attach import State, attached, initial_state
+from rankwise.lora.attach import State, attached, factor_names, initial_state
+from rankwise.lora.fit import unfit_targets
 from rankwise.lora.packable import packable
-from rankwise.lora.peft_io import read_adapter, write_adapter
+from rankwise.lora.peft_io import misread_targets, read_adapter, write_adapter
 from rankwise.memory.parameters import estimate_lora_params
 from rankwise.records import ParameterCount, Trial
 from tests.lora.packs import (
@@ -35,7 +39,7 @@ from tests.lora.packs import (
     some_batch,
     targets_of,
 )
-from tests.models import load_peft_model, peft_model
+from tests.models import load_peft_model, peft_model, save_model
 
 CASES = ["bert", POOLERLESS, "roberta", "deberta-v2", "distilbert", "gpt2", "llama"]
 PLAIN = Trial(rank=3, alpha=8, use_rslora=False, learning_rate=1e-3, seed=0)
@@ -50,6 +54,42 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 def settings_in(directory: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads((directory / CONFIG_NAME).read_text())
     return settings
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "misread", "why"),
+    [
+        ("glm4_moe", "mlp", 6, "PEFT would take it for experts"),
+        ("mamba", "mixer.out_proj", 2, "PEFT refuses it"),
+        ("llama", "", 0, ""),
+    ],
+)
+def test_peft_computes_as_was_trained_from_the_layers_that_it_reads(
+    architecture: str, layers: str, misread: int, why: str, tmp_path: Path
+) -> None:
+    """Of a mixture's dense layers PEFT makes adapters of experts, without a word; of Mamba's it takes not all."""
+    save_model(tmp_path / "base", architecture, AutoModelForCausalLM.from_config)
+    base = load_base(tmp_path / "base", num_labels=None, dtype="float32", device="cpu")
+    unfit = unfit_targets(base, targets_of(base))
+    fit = [target for target in targets_of(base) if target.name not in unfit]
+    found = misread_targets(base, fit)
+    assert (len(found), set(found.values())) == (misread, {why} - {""})
+    assert all(layers in name for name in found)
+    left = [target for target in fit if target.name not in found]
+    state = random_state(base, PLAIN, left)
+    write_adapter(tmp_path / "adapter", base, PLAIN, state, left)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of keys without a place
+        peft = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), str(tmp_path / "adapter")
+        )
+    ids = torch.arange(5, 13)[None]
+    with torch.no_grad():
+        given = peft(input_ids=ids).logits
+        for target in left:
+            name_a, name_b = factor_names(target.name)
+            base.model.get_submodule(target.name).weight += PLAIN.scaling * state[name_b] @ state[name_a]
+        assert torch.allclose(given, base.model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

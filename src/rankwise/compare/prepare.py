@@ -24,6 +24,7 @@ from rankwise.embedded import ensure_embedded_lm
 from rankwise.errors import UserError
 from rankwise.lora.fit import unfit_targets
 from rankwise.lora.packable import packable
+from rankwise.lora.peft_io import misread_targets
 from rankwise.memory.parameters import adapted_layers, capacity_floor, check_ranks
 from rankwise.records import ParameterCount, Trial
 from rankwise.tasks.classification import load_classification
@@ -152,6 +153,7 @@ def _targets(config: ComparisonConfig, base: BaseModel) -> tuple[tuple[LinearLay
     asked = config.target_modules
     targets = match_targets(base.model, asked, trained=base.trained_modules)
     unfit = unfit_targets(base, targets)
+    unfit |= misread_targets(base, [target for target in targets if target.name not in unfit])
     fit = tuple(target for target in targets if target.name not in unfit)
     notes = []
     if unfit:

@@ -7,11 +7,15 @@ a suffix or a regular expression could match other modules in another version of
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
@@ -56,6 +60,36 @@ def write_adapter(directory: Path, base: BaseModel, trial: Trial, state: State, 
         save_file(tensors, beside / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
 
     write_directory(directory, write)
+
+
+def misread_targets(base: BaseModel, targets: Sequence[LinearLayer]) -> dict[str, str]:
+    """Why PEFT would not put adapters of these layers where they were trained, by the layers' names.
+
+    It is tried on a model of the same shapes. Of mixtures PEFT takes dense layers that are called as experts once were
+    for the experts; within models like Mamba it refuses some.
+    """
+    names = [target.name for target in targets]
+    misread: dict[str, str] = {}
+    try:
+        adapted = _adapted_by_peft(base, names)
+    except ValueError:
+        for end in {name.rpartition(".")[2] for name in names}:
+            alike = [name for name in names if is_named(name, end)]
+            try:
+                _adapted_by_peft(base, alike)
+            except ValueError:
+                misread |= dict.fromkeys(alike, "PEFT refuses it")
+        left = [name for name in names if name not in misread]
+        adapted = _adapted_by_peft(base, left) if left else set()
+    return {name: misread.get(name, "PEFT would take it for experts") for name in names if name not in adapted}
+
+
+def _adapted_by_peft(base: BaseModel, names: Sequence[str]) -> set[str]:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of what it made of the names
+        twin = type(base.model)(copy.deepcopy(base.model.config))
+        inject_adapter_in_model(LoraConfig(r=1, target_modules=list(names)), twin)
+    return {name for name, module in twin.named_modules() if isinstance(module, LoraLayer)}
 
 
 def read_adapter(directory: Path, base: BaseModel, targets: Sequence[LinearLayer]) -> SavedAdapter:
