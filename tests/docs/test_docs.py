@@ -112,6 +112,9 @@ def test_exports_are_what_the_command_writes(tmp_path: Path, monkeypatch: pytest
             assert text == export_recommendation("runs/mine", match[1]).text
             shown += 1
     assert shown == 6
+    peft = export_recommendation("runs/mine", "peft").path
+    assert peft is not None
+    assert blocks[-3] in (peft / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    Trainer,
     TrainingArguments,
 )
 
@@ -77,22 +78,27 @@ def test_what_was_recommended_is_what_trains(finished: RankComparison, tmp_path:
     assert exported.remarks[1].startswith(f"vLLM serves rank {config.r} with --max-lora-rank 8;")
 
 
+def pasted(directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code in a README leaves."""
+    code = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(directory)
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    return names
+
+
 def test_its_readme_works_when_pasted(
     finished: RankComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_recommendation(finished.run, "peft", tmp_path / "peft")
-    readme = (tmp_path / "peft/README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert code is not None
-    monkeypatch.chdir(tmp_path / "peft")
-    names: dict[str, Any] = {}
-    exec(code[1], names)
+    names = pasted(tmp_path / "peft", monkeypatch)
     assert names["model"].peft_config["default"].r == finished.recommendation.rank
     arguments: TrainingArguments = names["arguments"]
     assert arguments.learning_rate == finished.recommendation.learning_rate
     assert (arguments.max_steps, arguments.warmup_steps, arguments.lr_scheduler_type) == (20, 2, "linear")
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (16, 1)
-    assert "- holds for: 20 steps of 16 of the " in readme
+    assert "- holds for: 20 steps of 16 of the " in (tmp_path / "peft/README.md").read_text()
 
 
 def test_a_classifier(tmp_path: Path) -> None:
@@ -122,6 +128,71 @@ def test_a_classifier(tmp_path: Path) -> None:
     after = adapted.get_submodule("base_model.model.classifier.modules_to_save.default").weight
     assert not torch.equal(before, after)
     assert export_recommendation(run, "peft").path == exported.path  # its own directory is written anew
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # the run's adapter is made by hand
+@pytest.mark.parametrize(
+    ("architecture", "target", "changed"),
+    [
+        ("bert", "query", {}),
+        ("deberta-v2", "query_proj", {}),
+        ("gpt2", "c_attn", {}),
+        ("xlnet", "layer_1", {}),
+        ("llama", "q_proj", {"attention_dropout": 0.3}),
+        ("mixtral", "q_proj", {"router_jitter_noise": 0.3}),
+    ],
+)
+def test_its_readme_trains_without_the_bases_dropout(
+    architecture: str, target: str, changed: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BERT's is 0.1; what was measured had none."""
+    model = save_model(tmp_path / "model", architecture, **changed)
+    run = made_run(
+        tmp_path / "run",
+        causal=False,
+        base_model=str(model),
+        revision=None,
+        base="float32",
+        dtype="float32",
+        targets=[target],
+    )
+    export_recommendation(run, "peft")
+    plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    adapted = pasted(run / "export/peft", monkeypatch)["model"]
+    batch = {"input_ids": torch.full((2, 12), 7)}
+    with torch.no_grad():
+        for module, steady in ((plain, False), (adapted, True)):
+            evaluated = module.eval()(**batch).logits
+            trained = [module.train()(**batch).logits for _ in range(2)]
+            assert all(torch.equal(evaluated, logits) == steady for logits in trained)
+
+
+def test_its_readme_trains_the_head_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT copies it as the base has it: in bfloat16 steps below 2⁻⁸ of a weight would be lost."""
+    model = save_model(tmp_path / "bert", "bert")
+    run = made_run(
+        tmp_path / "run",
+        causal=False,
+        base_model=str(model),
+        revision=None,
+        targets=["query", "value"],
+        modules_to_save=["classifier", "pooler"],
+    )
+    export_recommendation(run, "peft")
+    file = run / "export/peft/training_arguments.json"
+    here = {"max_steps": 2, "warmup_steps": 0, "learning_rate": 1e-5, "use_cpu": True, "disable_tqdm": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | here | {"report_to": "none"}))
+    names = pasted(run / "export/peft", monkeypatch)
+    adapted = names["model"]
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert sum("modules_to_save" in name for name in trained) == 4
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    assert adapted.get_input_embeddings().weight.dtype is torch.bfloat16
+    before = {name: parameter.detach().clone() for name, parameter in trained.items() if "modules_to_save" in name}
+    data = [{"input_ids": [7, 8, 9, 10 + number], "labels": number % 2} for number in range(16)]
+    Trainer(model=adapted, args=names["arguments"], train_dataset=data).train()
+    moved = [(trained[name] != start).float().mean() for name, start in before.items() if name.endswith("weight")]
+    assert min(moved) > 0.9
 
 
 @pytest.mark.parametrize("trainer", ["trl", "axolotl", "llama-factory", "unsloth", "torchtune", "litgpt"])

@@ -292,6 +292,12 @@ def test_a_linear_schedule_is_litgpts_loss_and_torchtunes_loan(tmp_path: Path) -
     assert settings("torchtune", of)["lr_scheduler._component_"] == "transformers.get_linear_schedule_with_warmup"
 
 
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_bases_dropout_is_told_where_a_trainer_keeps_it(trainer: str, plain: Finding) -> None:
+    told = any("set the base model's own to 0, too" in comment for comment in comments(trainer, plain))
+    assert told == (trainer not in ("torchtune", "litgpt"))
+
+
 def test_float32_is_not_left_to_a_default(tmp_path: Path) -> None:
     of = finding(tmp_path / "run", base="float32", dtype="float32")
     assert settings("trl", of).items() >= {"bf16": False, "dtype": "float32"}.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.export.document import yaml_document
 from rankwise.export.finding import Finding
-from rankwise.export.words import eight_bits_differ, number, transformers_arguments
+from rankwise.export.words import BASE_DROPOUT, eight_bits_differ, number, transformers_arguments
 
 
 def llama_factory_config(finding: Finding) -> str:
@@ -37,7 +37,7 @@ def llama_factory_config(finding: Finding) -> str:
         "train_on_prompt": finding.learn_prompts,
     }
     data = "data: add dataset and template with yours, and output_dir; run with: llamafactory-cli train FILE"
-    return yaml_document([*finding.notes, *eight_bits_differ(finding, "LLaMA-Factory"), data], settings)
+    return yaml_document([*finding.notes, *eight_bits_differ(finding, "LLaMA-Factory"), BASE_DROPOUT, data], settings)
 
 
 def _names(finding: Finding) -> tuple[str, ...]:

@@ -60,7 +60,30 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelFor{kind}, TrainingArguments
 
 base = AutoModelFor{kind}.from_pretrained({finding.base_model!r}, dtype="{finding.dtype}"{options})
-model = get_peft_model(base, LoraConfig.from_pretrained("."))
-arguments = TrainingArguments("out", **json.loads(Path("training_arguments.json").read_text()))
+{_NO_DROPOUT}model = get_peft_model(base, LoraConfig.from_pretrained("."))
+{_float_heads(finding)}arguments = TrainingArguments("out", **json.loads(Path("training_arguments.json").read_text()))
 ```
+"""
+
+
+# What `remove_dropout` does, for who has no rankwise.
+_NO_DROPOUT = """\
+# The comparison trained without the base model's dropout, too.
+parts = list(base.modules())
+for part in [*parts, *(part.config for part in parts if hasattr(part, "config"))]:
+    for name, value in vars(part).items():
+        if isinstance(value, float) and (name == "p" or "drop" in name or "jitter" in name):
+            setattr(part, name, 0.0)
+"""
+
+
+def _float_heads(finding: Finding) -> str:
+    if finding.causal or finding.dtype == "float32":
+        return ""
+    # PEFT makes A and B float32, and copies the head as the base has it.
+    return """\
+# The head was trained in float32, as A and B are; a loop of your own needs torch.autocast, which Trainer's bf16 is.
+for parameter in model.parameters():
+    if parameter.requires_grad:
+        parameter.data = parameter.data.float()
 """

@@ -6,7 +6,7 @@ import re
 
 from rankwise.export.document import yaml_document
 from rankwise.export.finding import Finding
-from rankwise.export.words import eight_bits_differ, number, transformers_arguments
+from rankwise.export.words import BASE_DROPOUT, eight_bits_differ, number, transformers_arguments
 
 
 def trl_config(finding: Finding) -> str:
@@ -36,7 +36,8 @@ def trl_config(finding: Finding) -> str:
         }
     settings |= transformers_arguments(finding)
     settings |= {"gradient_checkpointing": finding.settings.checkpointing, "max_length": finding.max_length}
-    return yaml_document([*finding.notes, *eight_bits_differ(finding, "TRL"), *_on_data(finding)], settings)
+    remarks = [*eight_bits_differ(finding, "TRL"), BASE_DROPOUT, *_on_data(finding)]
+    return yaml_document([*finding.notes, *remarks], settings)
 
 
 def _on_data(finding: Finding) -> list[str]:

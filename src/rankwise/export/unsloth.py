@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rankwise.export.document import commented
 from rankwise.export.finding import Finding
-from rankwise.export.words import eight_bits_differ, number, transformers_arguments
+from rankwise.export.words import BASE_DROPOUT, eight_bits_differ, number, transformers_arguments
 
 
 def unsloth_script(finding: Finding) -> str:
@@ -55,4 +55,4 @@ def _unsaid(finding: Finding) -> list[str]:
         unsaid.append("nf4: Unsloth rounds the scales of blocks, too, as nf4-double does")
     if finding.dtype == "float32":
         unsaid.append("the comparison computed in float32; Unsloth computes in 16 bits, of the kind that the GPU has")
-    return unsaid
+    return [*unsaid, BASE_DROPOUT]

@@ -52,6 +52,13 @@ def alpha_without_rslora(finding: Finding) -> tuple[float, list[str]]:
     ]
 
 
+# A run does not keep its model's configuration, which would tell. torchtune's and litgpt's own models have none.
+BASE_DROPOUT = (
+    "dropout: the comparison set the base model's own to 0, too: where its config.json has any (GPT-2 and OPT do), "
+    "train on a copy with 0 there"
+)
+
+
 def eight_bits_differ(finding: Finding, how: str) -> list[str]:
     if finding.quantize != "int8":
         return []
