@@ -285,6 +285,29 @@ def test_quantisation(trainer: str, base: str, said: dict[str, Any], comment: st
     assert told == [] if comment is None else (len(told) == 1 and told[0].startswith(comment))
 
 
+@pytest.mark.parametrize(
+    ("trainer", "completions", "prompts"),
+    [
+        ("trl", "assistant_only_loss: true", "completion_only_loss: false"),
+        ("axolotl", {"train_on_inputs": False}, {"train_on_inputs": True}),
+        ("llama-factory", {"train_on_prompt": False}, {"train_on_prompt": True}),
+        ("unsloth", "assistant_only_loss=True to SFTConfig", "completion_only_loss=False to SFTConfig"),
+        ("torchtune", "give dataset train_on_input: false", "give dataset train_on_input: true"),
+        ("litgpt", "add data.init_args.mask_prompt: true", "leave data.init_args.mask_prompt at false"),
+    ],
+)
+def test_which_tokens_are_learned(
+    trainer: str, completions: str | dict[str, Any], prompts: str | dict[str, Any], plain: Finding
+) -> None:
+    for learn_prompts, said in ((False, completions), (True, prompts)):
+        of = replace(plain, learn_prompts=learn_prompts)
+        if isinstance(said, dict):
+            assert settings(trainer, of).items() >= said.items()
+        else:
+            (told,) = (line for line in comments(trainer, of) if line.endswith(said))
+            assert told.startswith("prompts were learned" if learn_prompts else "completions alone were learned")
+
+
 def test_a_linear_schedule_is_litgpts_loss_and_torchtunes_loan(tmp_path: Path) -> None:
     of = finding(tmp_path / "run")
     assert of.settings.schedule == "linear"

@@ -131,6 +131,23 @@ def test_torchtune_reads_it(run: Path) -> None:
     instantiate(schedule, optimizer, num_training_steps=200, last_epoch=-1)
 
 
+@pytest.mark.parametrize(
+    ("module", "data", "argument"),
+    [
+        ("torchtune.datasets", "alpaca_dataset", "train_on_input"),
+        ("torchtune.datasets", "chat_dataset", "train_on_input"),
+        ("torchtune.datasets", "instruct_dataset", "train_on_input"),
+        ("litgpt.data", "JSON", "mask_prompt"),
+        ("litgpt.data", "Alpaca", "mask_prompt"),
+        ("trl", "SFTConfig", "completion_only_loss"),
+        ("trl", "SFTConfig", "assistant_only_loss"),
+    ],
+)
+def test_what_says_which_tokens_are_learned_is_there(module: str, data: str, argument: str) -> None:
+    """Comments name it, which nobody reads but the user."""
+    assert argument in inspect.signature(getattr(pytest.importorskip(module), data)).parameters
+
+
 def test_all_variants_can_be_said_by_all(tmp_path: Path) -> None:
     for number, changed in enumerate(VARIANTS):
         of = finding(tmp_path / str(number), **changed)

@@ -55,7 +55,12 @@ def _unsaid(finding: Finding) -> list[str]:
         unsaid.append("checkpoint_dir: convert the directory first with: litgpt convert_to_litgpt DIRECTORY")
     if finding.revision is not None:
         unsaid.append(f"the model's revision {finding.revision} has no word here")
+    if finding.learn_prompts:
+        learned = "prompts were learned, too: leave data.init_args.mask_prompt at false"
+    else:
+        learned = "completions alone were learned: add data.init_args.mask_prompt: true"
     return [
         *unsaid,
         "data: add data with yours, else it trains on Alpaca; run with: litgpt finetune_lora --config FILE",
+        learned,
     ]

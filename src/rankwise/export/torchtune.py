@@ -53,6 +53,11 @@ def _unsaid(finding: Finding, epochs: int) -> list[str]:
         f"{model}: take torchtune's LoRA configuration of it (see tune ls; tune cp llama3_2/1B_lora_single_device "
         "mine.yaml, say), and put these lines in place of its own; all others stay, model._component_ among them"
     ]
+    # Its data sets differ in what they learn by default.
+    if finding.learn_prompts:
+        unsaid.append("prompts were learned, too: give dataset train_on_input: true")
+    else:
+        unsaid.append("completions alone were learned: give dataset train_on_input: false")
     if epochs > 1:
         unsaid.append(
             f"the comparison took {finding.settings.steps} steps; torchtune counts them by the epoch, rounded"

@@ -55,4 +55,8 @@ def _unsaid(finding: Finding) -> list[str]:
         unsaid.append("nf4: Unsloth rounds the scales of blocks, too, as nf4-double does")
     if finding.dtype == "float32":
         unsaid.append("the comparison computed in float32; Unsloth computes in 16 bits, of the kind that the GPU has")
-    return [*unsaid, BASE_DROPOUT]
+    if finding.learn_prompts:
+        learned = "prompts were learned, too: for prompt and completion columns add completion_only_loss=False"
+    else:
+        learned = "completions alone were learned: for a messages column add assistant_only_loss=True"
+    return [*unsaid, BASE_DROPOUT, f"{learned} to SFTConfig"]
