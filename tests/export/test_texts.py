@@ -321,6 +321,11 @@ def test_the_bases_dropout_is_told_where_a_trainer_keeps_it(trainer: str, plain:
     assert told == (trainer not in ("torchtune", "litgpt"))
 
 
+@pytest.mark.parametrize("trainer", ["trl", "axolotl"])
+def test_which_end_of_a_long_example_goes_is_told(trainer: str, plain: Finding) -> None:
+    assert any(line.startswith("long examples: the comparison cut the beginning") for line in comments(trainer, plain))
+
+
 def test_float32_is_not_left_to_a_default(tmp_path: Path) -> None:
     of = finding(tmp_path / "run", base="float32", dtype="float32")
     assert settings("trl", of).items() >= {"bf16": False, "dtype": "float32"}.items()

@@ -8,11 +8,16 @@ import os
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from rankwise import export_recommendation
+from rankwise.tasks.examples import Examples
+from rankwise.tasks.learned import tokenise
 from tests.export.runs import finding, made_run
 from tests.export.test_texts import TEXTS, VARIANTS
 from tests.models import save_model, tiny_tokenizer
@@ -39,15 +44,29 @@ def test_trl_reads_it(run: Path) -> None:
     assert adapter.lora_dropout == 0
 
 
-def test_trl_trains_it(tmp_path: Path) -> None:
-    pytest.importorskip("trl")
+def model_and_data(tmp_path: Path, *prompts: str) -> Path:
+    """A tiny language model in `model`, and these prompts in `data`, each to be completed by "one"."""
     model = save_model(tmp_path / "model", "llama", AutoModelForCausalLM.from_config)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(model)
     (tmp_path / "data").mkdir()
-    lines = [json.dumps({"prompt": "say one. ", "completion": "one"}) for _ in range(8)]
+    lines = [json.dumps({"prompt": prompt, "completion": "one"}) for prompt in prompts]
     (tmp_path / "data/train.jsonl").write_text("\n".join(lines))
+    return model
+
+
+def train_with_trl(tmp_path: Path) -> None:
+    export_recommendation(tmp_path / "run", "trl", tmp_path / "trl.yaml")
+    sft = import_module("trl.scripts.sft")
+    arguments = ["--config", str(tmp_path / "trl.yaml"), "--dataset_name", str(tmp_path / "data"), "--use_cpu", "true"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--disable_tqdm", "true"]
+    sft.main(*sft.make_parser().parse_args_and_config(arguments))
+
+
+def test_trl_trains_it(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    model = model_and_data(tmp_path, *["say one. "] * 8)
     # One target module, which TRL turns into a text.
     made_run(
         tmp_path / "run",
@@ -58,15 +77,48 @@ def test_trl_trains_it(tmp_path: Path) -> None:
         answer={"target_modules": ("q_proj",), "alpha": 24.0, "use_rslora": True},
         config={"steps": 2, "max_length": 32},
     )
-    export_recommendation(tmp_path / "run", "trl", tmp_path / "trl.yaml")
-    sft = import_module("trl.scripts.sft")
-    arguments = ["--config", str(tmp_path / "trl.yaml"), "--dataset_name", str(tmp_path / "data"), "--use_cpu", "true"]
-    arguments += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--disable_tqdm", "true"]
-    sft.main(*sft.make_parser().parse_args_and_config(arguments))
+    train_with_trl(tmp_path)
     adapter = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert (adapter["r"], adapter["lora_alpha"], adapter["use_rslora"]) == (16, 24, True)
     state = json.loads((tmp_path / "out/checkpoint-2/trainer_state.json").read_text())
     assert (state["global_step"], state["max_steps"], state["train_batch_size"]) == (2, 2, 8)
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "nf4", "int8"])
+def test_trl_makes_adapters_bfloat16_where_that_is_told(base: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    model = model_and_data(tmp_path, *["say one. "] * 8)
+    run = made_run(
+        tmp_path / "run", base_model=str(model), revision=None, base=base, config={"steps": 1, "max_length": 32}
+    )
+    train_with_trl(tmp_path)
+    dtypes = {tensor.dtype for tensor in load_file(tmp_path / "out/adapter_model.safetensors").values()}
+    told = "TRL makes them bfloat16" in (export_recommendation(run, "trl").text or "")
+    assert (dtypes, told) == (({torch.float32}, False) if base == "bfloat16" else ({torch.bfloat16}, True))
+
+
+def test_trl_drops_what_the_comparison_cut(tmp_path: Path) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    prompts = ["say one. ", "say one. " * 8]
+    model = model_and_data(tmp_path, *prompts)
+    made_run(tmp_path / "run", base_model=str(model), revision=None, config={"max_length": 32})
+    text = export_recommendation(tmp_path / "run", "trl", tmp_path / "trl.yaml").text
+    assert "TRL cuts the end, and drops what is then without a token to learn" in (text or "")
+    parser = trl.TrlParser((trl.SFTConfig,))
+    training, _ = parser.parse_args_and_config(
+        ["--config", str(tmp_path / "trl.yaml"), "--use_cpu", "true"], return_remaining_strings=True
+    )
+    data = datasets.Dataset.from_list([{"prompt": prompt, "completion": "one"} for prompt in prompts])
+    theirs = trl.SFTTrainer(str(model), training, train_dataset=data).train_dataset
+    examples = Examples(
+        ids=np.arange(2),
+        texts=[f"{prompt}one" for prompt in prompts],
+        spans=[((len(prompt), len(prompt) + 3),) for prompt in prompts],
+        pairs=None,
+        labels=np.zeros(2, dtype=np.int64),
+    )
+    ours, cut = tokenise(tiny_tokenizer(), examples, 32, learn_prompts=False)
+    assert (len(theirs), len(ours), cut.prompts) == (1, 2, 1)
 
 
 def test_axolotl_reads_it(run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.export.document import yaml_document
 from rankwise.export.finding import Finding
-from rankwise.export.words import BASE_DROPOUT, eight_bits_differ, whole_alpha
+from rankwise.export.words import BASE_DROPOUT, CUT_FIRST, eight_bits_differ, whole_alpha
 
 
 def axolotl_config(finding: Finding) -> str:
@@ -46,5 +46,5 @@ def axolotl_config(finding: Finding) -> str:
         "bf16": finding.dtype == "bfloat16",
     }
     data = "data: add datasets with yours; run with: axolotl train FILE"
-    remarks = [*rounded, *eight_bits_differ(finding, "axolotl"), BASE_DROPOUT]
+    remarks = [*rounded, *eight_bits_differ(finding, "axolotl"), BASE_DROPOUT, f"{CUT_FIRST}; axolotl cuts the end"]
     return yaml_document([*finding.notes, *remarks, data], settings)

@@ -6,7 +6,7 @@ import re
 
 from rankwise.export.document import yaml_document
 from rankwise.export.finding import Finding
-from rankwise.export.words import BASE_DROPOUT, eight_bits_differ, number, transformers_arguments
+from rankwise.export.words import BASE_DROPOUT, CUT_FIRST, eight_bits_differ, number, transformers_arguments
 
 
 def trl_config(finding: Finding) -> str:
@@ -36,12 +36,22 @@ def trl_config(finding: Finding) -> str:
         }
     settings |= transformers_arguments(finding)
     settings |= {"gradient_checkpointing": finding.settings.checkpointing, "max_length": finding.max_length}
-    remarks = [*eight_bits_differ(finding, "TRL"), BASE_DROPOUT, *_on_data(finding)]
+    remarks = [*eight_bits_differ(finding, "TRL"), *_on_adapters(finding), BASE_DROPOUT, *_on_data(finding)]
     return yaml_document([*finding.notes, *remarks], settings)
+
+
+def _on_adapters(finding: Finding) -> list[str]:
+    # trl/trainer/sft_trainer.py of 1.16.0 does so wherever the base is loaded quantised.
+    if finding.quantize == "none":
+        return []
+    return [f"adapters: the comparison trained A and B in float32; over {finding.quantize} TRL makes them bfloat16"]
 
 
 def _on_data(finding: Finding) -> list[str]:
     name = "data: add dataset_name, or datasets, with yours; run with: trl sft --config FILE"
+    cut = f"{CUT_FIRST}; TRL cuts the end, and drops what is then without a token to learn"
     if finding.learn_prompts:
-        return [name, "prompts were learned, too: for prompt and completion columns add completion_only_loss: false"]
-    return [name, "completions alone were learned: for a messages column add assistant_only_loss: true"]
+        learned = "prompts were learned, too: for prompt and completion columns add completion_only_loss: false"
+    else:
+        learned = "completions alone were learned: for a messages column add assistant_only_loss: true"
+    return [cut, name, learned]

@@ -58,6 +58,8 @@ BASE_DROPOUT = (
     "train on a copy with 0 there"
 )
 
+CUT_FIRST = "long examples: the comparison cut the beginning of a long prompt first, then the end"
+
 
 def eight_bits_differ(finding: Finding, how: str) -> list[str]:
     if finding.quantize != "int8":
