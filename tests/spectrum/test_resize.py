@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.conversion import convert_to_lora
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -16,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rankwise import ResizedAdapter, UserError, inspect_adapter, resize_adapter
+from tests.lora.packs import some_batch
+from tests.models import tiny_config
 from tests.spectrum.adapters import (
     loaded,
     logits,
@@ -23,6 +27,7 @@ from tests.spectrum.adapters import (
     rewrite,
     saved_adapter,
     settings_in,
+    tiny_model,
     updates,
     weights_in,
 )
@@ -140,6 +145,65 @@ def test_an_update_of_nothing_keeps_rank_1(tmp_path: Path) -> None:
     resized = resize_adapter(tmp_path / "it", tmp_path / "out", energy=0.9, per_layer=True)
     assert {module.rank for module in resized.modules} == {1}
     assert resized.energy == 1
+
+
+def mixture_adapter(directory: Path, router: bool) -> None:
+    """An adapter as transformers 4 left it, with experts by number."""
+    config = tiny_config("mixtral")
+    assert (config.hidden_size, config.intermediate_size, config.num_local_experts) == (32, 48, 4)
+    sizes = {"w1": (32, 48), "w2": (48, 32), "w3": (32, 48)}
+    experts = {f"experts.{expert}.{leaf}": size for expert in range(4) for leaf, size in sizes.items()}
+    of_layer = {f"block_sparse_moe.{name}": size for name, size in experts.items()} | {"self_attn.q_proj": (32, 32)}
+    if router:
+        of_layer["block_sparse_moe.gate"] = (32, 4)
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for layer, (name, (d_in, d_out)) in product(range(2), of_layer.items()):
+        whole = f"base_model.model.model.layers.{layer}.{name}"
+        tensors[f"{whole}.lora_A.weight"] = torch.randn(6, d_in, generator=generator)
+        tensors[f"{whole}.lora_B.weight"] = torch.randn(d_out, 6, generator=generator)
+    targets = ["q_proj", *sizes, *(["gate"] if router else [])]
+    LoraConfig(r=6, lora_alpha=12, target_modules=targets).save_pretrained(str(directory))
+    rewrite(directory, tensors)
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")  # PEFT's own
+@pytest.mark.parametrize(
+    ("router", "how", "said"),
+    [
+        (False, {"energy": 0.8, "per_layer": True}, r"leave per-layer out$"),
+        # A router of four experts has four directions.
+        (True, {"rank": 5}, r"^model\.layers\.\d\.block_sparse_moe\.gate would have rank 4 .* a rank that all have$"),
+    ],
+)
+def test_experts_have_one_rank_since_peft_stacks_them(
+    router: bool, how: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture_adapter(tmp_path / "it", router)
+    before = logits(loaded(tmp_path / "it", "mixtral"))
+    with pytest.raises(UserError, match=said):
+        resize_adapter(tmp_path / "it", tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+    for rank in (4, 2):
+        resize_adapter(tmp_path / "it", tmp_path / str(rank), rank=rank)
+        assert not torch.allclose(before, logits(loaded(tmp_path / str(rank), "mixtral")), atol=1e-3)
+    monkeypatch.setattr("rankwise.spectrum.resize._check_experts", lambda ranks, what_to_do: None)
+    resize_adapter(tmp_path / "it", tmp_path / "out", **how)
+    with pytest.raises(RuntimeError):
+        loaded(tmp_path / "out", "mixtral")
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match any targeted module")
+def test_resizing_a_mixture_to_its_own_rank_changes_no_logit(tmp_path: Path) -> None:
+    mixture_adapter(tmp_path / "it", router=False)
+    resize_adapter(tmp_path / "it", tmp_path / "out", rank=6)
+    before, after = (logits(loaded(tmp_path / name, "mixtral")) for name in ("it", "out"))
+    assert torch.allclose(before, after, rtol=0, atol=1e-5)
+    assert not torch.allclose(before, logits_of_base("mixtral"), atol=1e-2)
+
+
+def logits_of_base(architecture: str) -> Tensor:
+    with torch.no_grad():
+        return tiny_model(architecture)(**some_batch()).logits
 
 
 def change_weights(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> None:

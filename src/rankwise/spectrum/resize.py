@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rankwise.spectrum.subject import load_subject
 from rankwise.tasks.source import Source
 
 Ranks = Mapping[str, int]
+_EXPERT_OR_ROUTER = re.compile(r"\.experts\.\d+\.|\.(?:block_sparse_moe|mlp)\.gate$")
 
 
 def resize_adapter(
@@ -45,8 +47,8 @@ def resize_adapter(
     Either of `rank`, or of the smallest that keeps this share (between 0 and 1) of the squared Frobenius norm of all
     updates ΔW; with `per_layer` each module's rank is the smallest that keeps it of its own. A module whose rank is
     lower already keeps its rank. Alpha is set anew, so that every module's scaling stays; tensors keep their dtype,
-    and those that are not LoRA's (heads) are copied. Raises `UserError` where `out` exists, or for a rank above the
-    adapter's.
+    and those that are not LoRA's (heads) are copied. Raises `UserError` where `out` exists, for a rank above the
+    adapter's, and where a mixture's experts would differ in rank, which PEFT does not load.
 
     With `test` both adapters are scored on these data. The base model is that of the adapter's run or configuration
     unless `model` is given; the other options are those of `ComparisonConfig`, by default the run's where there is one
@@ -80,6 +82,7 @@ def resize_adapter(
         raise UserError(f"rank {rank} is not one from 1 to {largest}, the rank of adapter {files.directory}")
     spectrum = spectrum_of(files)
     ranks = {module.name: _rank(module, spectrum, rank, energy, per_layer) for module in spectrum.modules}
+    _check_experts(ranks, "leave per-layer out" if per_layer else "give a rank that all have")
     alphas = {module.name: _alpha(module, ranks[module.name], spectrum.use_rslora) for module in files.modules}
     measured = None
     if test is None:
@@ -120,6 +123,17 @@ def _rank(
         rank = rank_for(module.energy if per_layer else spectrum.overall.energy, energy)
     assert rank is not None
     return max(1, min(rank, len(module.singular_values)))
+
+
+def _check_experts(ranks: Ranks, what_to_do: str) -> None:
+    # PEFT stacks experts as transformers 5 has them, and routers have another name there: their patterns match nothing.
+    usual, _ = commonest(ranks)
+    for name, rank in ranks.items():
+        if rank != usual and _EXPERT_OR_ROUTER.search(name):
+            raise UserError(
+                f"{name} would have rank {rank} where most modules have {usual}, and PEFT loads a mixture's experts "
+                f"and routers at one rank only: {what_to_do}"
+            )
 
 
 def _alpha(module: AdaptedModule, rank: int, use_rslora: bool) -> float:
