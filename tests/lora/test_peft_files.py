@@ -43,6 +43,31 @@ def test_an_alpha_of_its_own_may_be_a_fraction(tmp_path: Path) -> None:
     assert module.scaling == 1.25
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["model.embed_tokens"]},
+        {"target_modules": r".*(q_proj|embed_tokens)"},
+        {"target_modules": "(.*)*q_proj"},  # not matched: it could take for ever
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": "lm_head"},
+        {"modules_to_save": {"lm_head": 1}},
+    ],
+)
+def test_embeddings_that_are_tied_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ensure_weight_tying is true"):
+        find_adapter(saved(tmp_path, {"ensure_weight_tying": True} | more))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"target_modules": r".*\.(q|v)_proj"}, {"target_modules": "all-linear"}, {"modules_to_save": ["score"]}],
+)
+def test_tying_that_ties_nothing_is_no_matter(more: dict[str, Any], tmp_path: Path) -> None:
+    assert len(find_adapter(saved(tmp_path, {"ensure_weight_tying": True} | more)).modules) == 1
+
+
 @pytest.mark.parametrize(("count", "end"), [(4, "adapter"), (5, "; and 1 more"), (6, "; and 2 more")])
 def test_four_things_that_are_wrong_are_named_and_the_others_counted(count: int, end: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import EvaConfig, LoraConfig, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.conversion import convert_to_lora
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -16,16 +16,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
 
 from rankwise import ResizedAdapter, UserError, inspect_adapter, resize_adapter
 from tests.lora.packs import some_batch
-from tests.models import tiny_config
+from tests.models import peft_model, tiny_config
 from tests.spectrum.adapters import (
     loaded,
     logits,
     reconfigure,
     rewrite,
     saved_adapter,
+    saved_adapter_of,
     settings_in,
     tiny_model,
     updates,
@@ -63,6 +65,54 @@ def test_resizing_to_the_same_rank_changes_no_logit(
     plain = logits(saved_adapter(tmp_path / "other", architecture, **settings | {"lora_alpha": 100, "r": 1}))
     assert not torch.allclose(before, plain, atol=1e-2)  # the adapter matters
     assert resized.energy == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("ignore:lora with eva", "ignore:Currently, EVA", "ignore:You have requested `ensure_weight")
+@pytest.mark.filterwarnings("ignore:the following layers were initialized with init_lora_weights=True")
+def test_adapters_that_eva_initialised_are_plain_ones(tmp_path: Path) -> None:
+    """EVA spreads ranks by what the layers' inputs explain, and leaves the base's weights alone."""
+    base = tiny_model("llama")
+    weights = {name: weight.clone() for name, weight in base.state_dict().items()}
+    settings: dict[str, Any] = {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=2.0), "r": 4}
+    model = peft_model(base, target_modules=["q_proj", "down_proj"], ensure_weight_tying=True, **settings)
+    initialize_lora_eva_weights(model, [some_batch() for _ in range(4)], show_progress_bar=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(str(tmp_path / "it"))
+    plain = model.eval().unload().state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in plain.items())
+
+    spectrum = inspect_adapter(tmp_path / "it")
+    assert len({module.rank for module in spectrum.modules}) > 1
+    before = updates(loaded(tmp_path / "it"))
+    for module in spectrum.modules:
+        values = torch.linalg.svdvals(before[module.name].double())[: module.rank]
+        assert module.singular_values == pytest.approx(values.tolist(), abs=1e-5)
+    resize_adapter(tmp_path / "it", tmp_path / "out", rank=max(module.rank for module in spectrum.modules))
+    after = updates(loaded(tmp_path / "out"))
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-5) for name in before)
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no tied modules are added")
+def test_tying_weights_matters_where_an_embedding_is_adapted(tmp_path: Path) -> None:
+    """What PEFT makes of the setting on a model whose output layer is its embedding."""
+    trained = {}
+    for name, targets in (("plain", ["q_proj"]), ("embedding", ["q_proj", "embed_tokens"])):
+        for tied in (True, False):
+            base = AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=True))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+                settings = {"target_modules": targets, "ensure_weight_tying": tied, "task_type": "CAUSAL_LM"}
+                model = saved_adapter_of(base, tmp_path / f"{name}{tied}", **settings)
+            trained[name, tied] = {key for key, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    assert trained["plain", True] == trained["plain", False]
+    assert trained["embedding", True] != trained["embedding", False]
+    assert len(inspect_adapter(tmp_path / "plainTrue").modules) == 2
+    with pytest.raises(UserError, match="ensure_weight_tying is true"):
+        inspect_adapter(tmp_path / "embeddingTrue")
 
 
 @each_case

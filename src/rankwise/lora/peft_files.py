@@ -15,6 +15,7 @@ from typing import Any
 
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
@@ -38,6 +39,7 @@ UNDERSTOOD = frozenset(
         "fan_in_fan_out",
         "lora_dropout",
         "init_lora_weights",
+        "eva_config",
         "inference_mode",
         "task_type",
         "auto_mapping",
@@ -48,7 +50,8 @@ UNDERSTOOD = frozenset(
 )
 _ALONE = UNDERSTOOD | {"rank_pattern", "alpha_pattern", "trainable_token_indices"}
 # The others (PiSSA, OLoRA, …) take their start out of the base weights, which are then no longer the base model's.
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+# EVA takes A's out of activations.
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 _LARGEST = 1e30
 _LONGEST_NAME = 300
 _FACTOR = re.compile(r"(.+)\.lora_(?:(A|B)\.weight|embedding_(A|B))")
@@ -152,11 +155,26 @@ def foreign_settings(settings: Mapping[str, Any], understood: Set[str] = UNDERST
     plain = LoraConfig().to_dict()
     for key, value in settings.items():
         usual = plain.get(key)
-        if key not in understood and (value or usual) and value != usual:
+        understands = key in understood or (key == "ensure_weight_tying" and _ties_nothing(settings))
+        if not understands and (value or usual) and value != usual:
             yield f"{key} is {json.dumps(value)[:60]}"
     start = settings.get("init_lora_weights", True)
     if isinstance(start, list | dict) or start not in _PLAIN_INITIALISATIONS:
         yield f"init_lora_weights is {json.dumps(start)[:60]}, which changes the base weights"
+
+
+def _ties_nothing(settings: Mapping[str, Any]) -> bool:
+    """Whether no embedding or head is adapted or saved, by the names that PEFT looks for: only those would be tied."""
+    targets, saved = settings.get("target_modules") or [], settings.get("modules_to_save") or []
+    if isinstance(targets, str):
+        try:
+            check_pattern(targets)
+        except ValueError:
+            return False
+        targets = [name for name in EMBEDDING_LAYER_NAMES if re.fullmatch(targets, name)]
+    if not (isinstance(targets, list) and isinstance(saved, list)):
+        return False
+    return not any(str(name).rsplit(".", 1)[-1] in EMBEDDING_LAYER_NAMES for name in (*targets, *saved))
 
 
 def missing_weights(directory: Path) -> Iterator[str]:
