@@ -10,7 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    FalconMambaConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    PreTrainedConfig,
+)
 
 from rankwise.base.catalogue import catalogue, entry_config
 from rankwise.base.shapes import is_causal
@@ -277,6 +284,31 @@ def test_the_largest_batch_is_the_largest(fixed: int, each: int, room: int, star
 
     found = largest_batch(peak, room, start)
     assert found == 2**16 or ((peak(found) <= room or found == 0) and peak(found + 1) > room)
+
+
+@pytest.mark.parametrize("method", ["simulate", "formula"])
+@pytest.mark.parametrize("kind", [MambaConfig, FalconMambaConfig])
+def test_what_peft_refuses_is_said_in_one_line(kind: type[PreTrainedConfig], method: Any) -> None:
+    config = kind(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=8, pad_token_id=0)
+    others = ["in_proj", "x_proj"]
+    assert estimate_training_memory(config, 4, others, step_settings(), method=method).peak_bytes > 0
+    with pytest.raises(ValueError, match="Module 'out_proj' is incompatible"):
+        peft_model(meta_step_model(config, step_settings()), r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    for targets in ("all-linear", [*others, "out_proj"]):
+        with pytest.raises(UserError, match=r"PEFT adapts no out_proj of a (falcon_)?mamba model, such as backbone\."):
+            estimate_training_memory(config, 4, targets, step_settings(), method=method)
+
+
+def test_a_layer_that_cannot_be_called_with_an_adapter_is_named() -> None:
+    """Llama 4's router is a linear layer that returns two tensors."""
+    config = Llama4TextConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"head_dim": 8, "intermediate_size": 48, "intermediate_size_mlp": 48, "num_local_experts": 4},
+        **{"vocab_size": 100, "pad_token_id": 0},
+    )
+    assert estimate_training_memory(config, 4, ["q_proj"], step_settings()).peak_bytes > 0
+    with pytest.raises(UserError, match=r"adapter on model\.layers\.0\.feed_forward\.router the model cannot"):
+        estimate_training_memory(config, 4, settings=step_settings())
 
 
 @pytest.mark.parametrize(

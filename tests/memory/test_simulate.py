@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -77,6 +78,23 @@ def test_fake_tensors_take_the_bytes_of_real_ones(architecture: str, changed: di
 def test_every_architecture_is_simulated_to_the_byte(architecture: str) -> None:
     config = tiny_config(architecture)
     assert fake_trace(config, 4, step_settings()).peak() == real_trace(config, 4, step_settings()).peak()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"dtype": "float32"}, {"dtype": "float16"}, {"dtype": "float32", "autocast": True}]
+)
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_experts_are_simulated_to_the_byte_in_every_dtype(changed: dict[str, Any], targets: Any) -> None:
+    """torch's product of a mixture's experts refuses all but bfloat16 where tensors have no values."""
+    config, settings = tiny_config("mixtral", intermediate_size=128), step_settings(seq_len=64, **changed)
+
+    def peak(*, fake: bool) -> Any:
+        model = adapt(meta_step_model(config, settings), 4, targets, settings)
+        with fake_tensors(cuda=False) if fake else nullcontext(torch.device("cpu")) as device:
+            give_storage(model, device)
+            return trace_step(model, settings, device).peak()
+
+    assert peak(fake=True) == peak(fake=False)
 
 
 @pytest.mark.parametrize("changed", [SETTINGS[name] for name in SETTINGS if name != "autocast"])

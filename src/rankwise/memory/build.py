@@ -65,8 +65,11 @@ def adapt(model: PreTrainedModel, rank: int, targets: str | Sequence[str], setti
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM" if causal else "SEQ_CLS",
     )
-    with _quiet():
-        peft: nn.Module = get_peft_model(model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+    try:
+        with _quiet():
+            peft: nn.Module = get_peft_model(model, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise UserError(f"PEFT cannot adapt these target modules: {reason_of(error)}") from error
     for name, parameter in peft.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(_DTYPES[settings.adapter_dtype])

@@ -15,7 +15,7 @@ from rankwise.base.shapes import head_modules, linear_layers, match_targets, out
 from rankwise.base.source import find_config, named_entry
 from rankwise.errors import UserError
 from rankwise.memory.closed_form import closed_form
-from rankwise.memory.parameters import adapted_layers
+from rankwise.memory.parameters import adapted_layers, check_adaptable
 from rankwise.memory.settings import Method, StepSettings
 from rankwise.records import Calibration, LayerGroup, MemoryEstimate, MemoryParts
 
@@ -52,6 +52,8 @@ class EstimatedModel:
         # Packs adapt linear layers alone, PEFT a mixture's experts as well.
         layers_of = match_targets if pack_size else adapted_layers
         self.adapted = layers_of(self.outline if shipped else self.model, targets, trained=self.trained)
+        if not shipped and not pack_size:
+            check_adaptable(self.model, self.adapted)
         self.total_params = sum(math.prod(shape) for _, shape in self.outline.parameters())
         self.calibration: Calibration | None = None
         self.workspace_bytes: int | None = None  # of the device, where it is known

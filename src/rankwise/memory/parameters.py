@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
+# Of these architectures PEFT refuses `out_proj`, which fused kernels take without its adapter. Source:
+# `_check_lora_target_modules_mamba` in peft 0.21.
+_MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+
 
 def estimate_lora_params(
     model: str | Path | PreTrainedConfig | nn.Module,
@@ -71,6 +75,7 @@ def estimate_lora_params(
     outline = outline_of(module)
     saved = (*head_modules(outline), *_saved_modules(outline, modules_to_save))
     layers = adapted_layers(module, target_modules, trained=saved)
+    check_adaptable(module, layers)
     adapters = sum(
         layer.lora_params(_rank_of(layer, rank, rank_pattern or {})) + (layer.d_out if use_dora else 0)
         for layer in layers
@@ -101,6 +106,17 @@ def adapted_layers(
         return (*match_targets(model, target_modules, trained=trained), *parameters)
     rest = _converted(model, target_modules).target_modules
     return (*match_targets(model, sorted(rest), trained=trained), *parameters) if rest else parameters
+
+
+def check_adaptable(model: nn.Module, layers: Sequence[LinearLayer]) -> None:
+    """Raise `UserError` where PEFT refuses one of these layers."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    refused = [layer.name for layer in layers if kind in _MAMBAS and is_named(layer.name, "out_proj")]
+    if refused:
+        raise UserError(
+            f"target modules: PEFT adapts no out_proj of a {kind} model, such as {refused[0]}: "
+            "give target modules without it"
+        )
 
 
 def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[str, ...]:

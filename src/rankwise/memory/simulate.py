@@ -6,8 +6,9 @@ The optimiser's states exist before it, as they do from the second step on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from transformers import masking_utils
+from transformers.integrations import moe
 
 from rankwise.memory.build import quantization_state
 from rankwise.memory.cuda import cuda_kernels
@@ -73,10 +75,11 @@ def fake_tensors(*, cuda: bool, meta: bool = False) -> Iterator[torch.device]:
 
     Raises `Unsimulated` where the code inside asks for values.
     """
-    before = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
+    before = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing, moe._grouped_mm
     # Whether a row holds several sequences, and whether it is padded, is read off values: one sequence, padded.
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     masking_utils.is_tracing = lambda tensor=None: True
+    moe._grouped_mm = _grouped_product
     try:
         with nullcontext() if meta else FakeTensorMode(), cuda_kernels() if cuda else nullcontext():
             yield torch.device("meta" if meta else "cpu")
@@ -89,7 +92,33 @@ def fake_tensors(*, cuda: bool, meta: bool = False) -> Iterator[torch.device]:
         reason = str(error).splitlines()[0]
         raise Unsimulated(f"the model's code depends on values ({reason}) and cannot be simulated") from error
     finally:
-        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = before
+        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing, moe._grouped_mm = before
+
+
+_grouped_mm: Callable[[Tensor, Tensor, Tensor], Tensor] = moe._grouped_mm
+
+
+def _grouped_product(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """The product of a mixture's experts, which torch refuses in other dtypes than bfloat16 without values."""
+    if weight.dtype == torch.bfloat16:
+        return _grouped_mm(input, weight, offs)
+    out: Tensor = _GroupedProduct.apply(input.to(weight.dtype), weight, offs)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _GroupedProduct(torch.autograd.Function):
+    # It keeps what a gradient needs. Source: `_grouped_mm` in torch's derivatives.yaml.
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        of_input, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if of_weight else None, weight if of_input else None, offs)
+        ctx.shapes = input.shape, weight.shape, offs.shape
+        return input.new_empty(len(input), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(ctx.shapes, ctx.needs_input_grad, strict=True)
+        return tuple(grads[0].new_empty(shape) if needed else None for shape, needed in wanted)
 
 
 def _states(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

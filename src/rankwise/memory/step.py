@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from rankwise.base.shapes import is_causal
+from rankwise.errors import UserError, reason_of
 from rankwise.memory.settings import Optimizer, StepSettings
 
 _CHUNK = 1024  # tokens
@@ -80,16 +82,40 @@ class _AdamWStates(torch.optim.Optimizer):
 
 
 def step_loss(model: nn.Module, batch: dict[str, Tensor], settings: StepSettings) -> Tensor:
-    # What the model returns is let go before the backward pass, as transformers' Trainer does.
+    """The loss of a batch. What the model returns is let go before the backward pass, as transformers' Trainer does.
+
+    Raises `UserError` where a layer cannot be called with PEFT's adapter on it.
+    """
     device = batch["input_ids"].device.type
-    with torch.autocast("cpu" if device == "meta" else device, torch.bfloat16, enabled=settings.autocast):
-        if not is_causal(base_of(model).config):
-            # DeBERTa's own loss selects rows by their labels, which a fake tensor has not.
-            labels = batch.pop("labels")
-            return functional.cross_entropy(model(**batch).logits, labels)
-        if settings.loss == "full":
-            return cast(Tensor, model(**batch).loss)
-        return _chunked_loss(model, batch)
+    try:
+        with torch.autocast("cpu" if device == "meta" else device, torch.bfloat16, enabled=settings.autocast):
+            return _loss(model, batch, settings)
+    # As a layer that returns more than a product: PEFT meets it when the model calls it, not before.
+    except (AttributeError, TypeError, ValueError) as error:
+        name = _failing(model, error)
+        if name is None:
+            raise
+        raise UserError(
+            f"target modules: with PEFT's adapter on {name} the model cannot be called, {reason_of(error)}: "
+            "give target modules without it"
+        ) from error
+
+
+def _failing(model: nn.Module, error: Exception) -> str | None:
+    """The adapted layer in which an error arose."""
+    names = {id(layer): name for name, layer in base_of(model).named_modules() if hasattr(layer, "lora_A")}
+    called = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((names[each] for each in reversed(called) if each in names), None)
+
+
+def _loss(model: nn.Module, batch: dict[str, Tensor], settings: StepSettings) -> Tensor:
+    if not is_causal(base_of(model).config):
+        # DeBERTa's own loss selects rows by their labels, which a fake tensor has not.
+        labels = batch.pop("labels")
+        return functional.cross_entropy(model(**batch).logits, labels)
+    if settings.loss == "full":
+        return cast(Tensor, model(**batch).loss)
+    return _chunked_loss(model, batch)
 
 
 def _chunked_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
