@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
     DebertaConfig,
+    Glm4MoeConfig,
     LlamaConfig,
     MixtralConfig,
     PreTrainedConfig,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from rankwise.base.shapes import LinearLayer, meta_model
@@ -70,6 +73,34 @@ _SMALL = {
             MixtralConfig(**_SMALL, num_key_value_heads=2, num_local_experts=4),
             {"target_modules": ["q_proj", "w1", "w3"]},
         ),
+        # Where some layers are dense, or experts are shared, PEFT renames what it finds by the experts' old names.
+        (
+            Glm4MoeConfig(
+                **{**_SMALL, "num_hidden_layers": 3},
+                **{
+                    "num_key_value_heads": 2,
+                    "n_routed_experts": 4,
+                    "num_experts_per_tok": 2,
+                    "first_k_dense_replace": 1,
+                },
+                **{"moe_intermediate_size": 16, "head_dim": 8, "n_group": 1, "topk_group": 1},
+            ),
+            {"target_modules": "all-linear", "task_type": "CAUSAL_LM"},
+        ),
+        (
+            Qwen3NextConfig(
+                **_SMALL,
+                **{"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+                **{
+                    "head_dim": 8,
+                    "shared_expert_intermediate_size": 16,
+                    "layer_types": ["linear_attention", "full_attention"],
+                },
+                **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+                **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+            ),
+            {"target_modules": "all-linear", "task_type": "CAUSAL_LM"},
+        ),
         # DeBERTa has parameters called q_bias and v_bias.
         pytest.param(
             DebertaConfig(**_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
@@ -82,8 +113,25 @@ _SMALL = {
 )
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")  # PEFT's own keys
 def test_experts_and_biases_count_as_peft_counts_them(config: PreTrainedConfig, options: dict[str, Any]) -> None:
-    peft = peft_model(meta_model(config), r=4, **options)
-    assert estimate_lora_params(config, 4, **options).total == peft.get_nb_trainable_parameters()[0]
+    model = _language_model(config) if "task_type" in options else meta_model(config)
+    peft = peft_model(copy.deepcopy(model), r=4, **options)
+    options.pop("task_type", None)
+    assert estimate_lora_params(model, 4, **options).total == peft.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # which is what is asked for
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], ["norm", "lm_head"]])
+def test_a_tied_head_that_is_trained_in_full_is_a_copy(saved: list[str]) -> None:
+    model = _language_model(tiny_config("llama", tie_word_embeddings=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    count = estimate_lora_params(model, 4, ["q_proj"], modules_to_save=saved)
+    peft = peft_model(model, r=4, target_modules=["q_proj"], modules_to_save=saved, task_type="CAUSAL_LM")
+    assert count.total == peft.get_nb_trainable_parameters()[0]
+
+
+def _language_model(config: PreTrainedConfig) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize("pattern", ["(query", "(a+)+"])

@@ -81,13 +81,21 @@ def estimate_lora_params(
         for layer in layers
     )
     adapted = {layer.name for layer in layers}
-    in_full = {
-        name: math.prod(shape)
+    # PEFT trains a copy of each module, of weights that are tied as well.
+    copied = sum(
+        parameter.numel()
+        for name in set(saved)
+        if not within(name, set(saved) - {name})
+        for parameter in module.get_submodule(name).parameters()
+    )
+    biases = sum(
+        math.prod(shape)
         for name, shape in outline.parameters()
-        if within(name, saved)
-        or (is_named(name, "bias") and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted)))
-    }
-    return ParameterCount(adapters=adapters, heads=sum(in_full.values()))
+        if is_named(name, "bias")
+        and not within(name, saved)
+        and (bias == "all" or (bias == "lora_only" and name.rpartition(".")[0] in adapted))
+    )
+    return ParameterCount(adapters=adapters, heads=copied + biases)
 
 
 def adapted_layers(
@@ -102,9 +110,11 @@ def adapted_layers(
     parameters = () if isinstance(model, Outline) else tuple(_adapted_parameters(model, target_modules))
     if isinstance(model, Outline) or not parameters:
         return match_targets(model, target_modules, trained=trained)
-    if _is_all_linear(target_modules):
-        return (*match_targets(model, target_modules, trained=trained), *parameters)
+    # Dense and shared layers by the names that experts had, PEFT renames or drops.
     rest = _converted(model, target_modules).target_modules
+    if _is_all_linear(target_modules):
+        every = match_targets(model, target_modules, trained=trained)
+        return (*(layer for layer in every if any(is_named(layer.name, name) for name in rest)), *parameters)
     return (*match_targets(model, sorted(rest), trained=trained), *parameters) if rest else parameters
 
 
@@ -142,7 +152,8 @@ def check_ranks(ranks: Sequence[int], layers: Sequence[LinearLayer]) -> tuple[st
 
 def _saved_modules(outline: Outline, modules_to_save: Sequence[str]) -> Iterator[str]:
     for wanted in modules_to_save:
-        named = [module.name for module in outline.modules if is_named(module.name, wanted)]
+        # PEFT compares the ends of names: `norm` is `input_layernorm`, too. Source: `_set_trainable` in peft 0.21.
+        named = [module.name for module in outline.modules if module.name.endswith(wanted)]
         if not named:
             raise UserError(f"module to save {wanted!r} is no module of the model")
         yield from named
