@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,63 @@ def test_the_formula_knows_what_is_quantised(architecture: str, sizes: dict[str,
     simulated = estimate_training_memory(config, 4, settings=step)
     computed = estimate_training_memory(config, 4, settings=step, method="formula")
     assert computed.memory.base_weights == pytest.approx(simulated.memory.base_weights, rel=0.01)
+
+
+def stored(config: PreTrainedConfig, **how: Any) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    config.quantization_config = how
+    return config
+
+
+NF4_DOUBLE = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+WIDE_LLAMA = tiny_config("llama", **{**WIDE, "head_dim": 64})
+
+
+@pytest.mark.parametrize(
+    ("how", "quantize"), [(NF4_DOUBLE, "nf4-double"), ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8")]
+)
+@pytest.mark.parametrize("method", ["simulate", "formula"])
+def test_a_checkpoint_that_is_quantised_is_estimated_as_it_is_stored(how: Any, quantize: Any, method: Any) -> None:
+    asked = step_settings(quantize=quantize)
+    plain = estimate_ranks(WIDE_LLAMA, [4], settings=asked, method=method)
+    found = estimate_ranks(stored(WIDE_LLAMA, **how), [4], settings=step_settings(), method=method)
+    assert (found.ranks, found.settings) == (plain.ranks, plain.settings)
+    assert found.notes == (f"the weights of llama are stored in {quantize}, and so is the base model here",)
+    again = estimate_training_memory(stored(WIDE_LLAMA, **how), 4, settings=asked, method=method)
+    assert again == plain.ranks[0].cost.memory
+    with pytest.raises(UserError, match=f"weights of llama are stored in {quantize} already; leave it out"):
+        estimate_training_memory(stored(WIDE_LLAMA, **how), 4, settings=step_settings(quantize="nf4"), method=method)
+
+
+@pytest.mark.parametrize("method", ["simulate", "formula"])
+def test_modules_that_a_quantised_checkpoint_left_whole_are(method: Any) -> None:
+    def weights(*whole: str) -> int:
+        config = stored(WIDE_LLAMA, **NF4_DOUBLE, llm_int8_skip_modules=["lm_head", *whole])
+        return estimate_training_memory(config, 4, settings=step_settings(), method=method).memory.base_weights
+
+    # Two bytes a weight in the place of 0.516.
+    of_one = 1024 * 256 * (2 - 0.516)
+    assert weights("model.layers.0.mlp.down_proj") - weights() == pytest.approx(of_one, rel=0.01)
+    assert weights("down_proj") - weights() == pytest.approx(4 * of_one, rel=0.01)
+
+
+@pytest.mark.parametrize("how", [{"quant_method": "fp8"}, {"quant_method": "mxfp4"}])
+def test_of_a_checkpoint_that_is_quantised_otherwise_the_model_before_is_estimated(how: Any) -> None:
+    found = estimate_ranks(stored(tiny_config("llama"), **how), [4], settings=step_settings())
+    assert found.ranks == estimate_ranks(tiny_config("llama"), [4], settings=step_settings()).ranks
+    (note,) = found.notes
+    assert note.startswith(f"the weights of llama are quantised by {how['quant_method']}: ")
+    assert note.endswith("; these figures are of the model as it was before")
+
+
+def test_of_a_checkpoint_that_is_quantised_no_pack_is_estimated() -> None:
+    with pytest.raises(UserError, match="engine pack: the weights of llama are stored in nf4-double"):
+        estimate_ranks(stored(tiny_config("llama"), **NF4_DOUBLE), [4], settings=step_settings(), pack_size=1)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

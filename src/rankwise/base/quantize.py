@@ -31,10 +31,9 @@ def stored_quantization(name: str | Path, config: PreTrainedConfig) -> Quantizat
 
     Raises `UserError` where that is neither bitsandbytes' nf4 nor its int8: other layers compute in ways of their own.
     """
-    stated = getattr(config, "quantization_config", None)
-    if stated is None:
+    how = _stated(config)
+    if not how:
         return "none"
-    how: Mapping[str, Any] = stated if isinstance(stated, Mapping) else stated.to_dict()
     method = str(how.get("quant_method", "bitsandbytes"))
     if method.startswith("bitsandbytes"):
         if not can_quantize():
@@ -45,6 +44,21 @@ def stored_quantization(name: str | Path, config: PreTrainedConfig) -> Quantizat
             return "nf4-double" if how.get("bnb_4bit_use_double_quant") else "nf4"
         method += f" {how.get('bnb_4bit_quant_type')}"
     raise UserError(f"the weights of {name} are quantised by {method}: give the model as it was before, or in nf4")
+
+
+def stored_whole(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The modules that a quantised checkpoint left as they were, as its configuration names them."""
+    listed = _stated(config).get("llm_int8_skip_modules")
+    return tuple(str(name) for name in listed) if isinstance(listed, Sequence) else ()
+
+
+def _stated(config: PreTrainedConfig) -> Mapping[str, Any]:
+    stated = getattr(config, "quantization_config", None) or {}
+    if isinstance(stated, Mapping):
+        return stated
+    # The field is the user's, and may be anything.
+    how: Mapping[str, Any] = stated.to_dict() if hasattr(stated, "to_dict") else {"quant_method": stated}
+    return how
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rankwise.base.quantize import Quantization, quantization_config
+from rankwise.base.quantize import Quantization, quantization_config, stored_whole
 from rankwise.base.shapes import head_modules, is_causal, match_targets
 from rankwise.errors import UserError, reason_of
 from rankwise.memory.settings import StepSettings
@@ -106,7 +106,7 @@ def give_storage(model: nn.Module, device: torch.device) -> None:
 def _quantize(model: PreTrainedModel, how: Quantization) -> None:
     if how == "none":
         return
-    kept = () if is_causal(model.config) else head_modules(model)
+    kept = (*(() if is_causal(model.config) else head_modules(model)), *stored_whole(model.config))
     config = quantization_config(how, model, kept, model.dtype)
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 

@@ -45,7 +45,7 @@ def estimate_training_memory(
     subject = EstimatedModel(model, target_modules, method)
     if rank is not None:
         check_ranks([rank], subject.adapted)
-    return subject.memory(rank, settings or StepSettings())
+    return subject.memory(rank, subject.as_stored(settings or StepSettings()))
 
 
 def estimate_ranks(
@@ -73,6 +73,7 @@ def estimate_ranks(
     ranks = sorted(set(ranks))
     subject = EstimatedModel(model, target_modules, method, pack_size)
     notes = check_ranks(ranks, subject.adapted)
+    settings = subject.as_stored(settings)
     if calibrate:
         from rankwise.memory.calibrate import calibration  # it takes real steps, for which it needs torch
 

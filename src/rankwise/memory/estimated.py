@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.base.outline import shipped_outline
-from rankwise.base.shapes import head_modules, linear_layers, match_targets, outline_of, sizes_of, within
+from rankwise.base.quantize import stored_quantization, stored_whole
+from rankwise.base.shapes import head_modules, is_named, linear_layers, match_targets, outline_of, sizes_of, within
 from rankwise.base.source import find_config, named_entry
 from rankwise.errors import UserError
 from rankwise.memory.closed_form import closed_form
@@ -46,6 +47,7 @@ class EstimatedModel:
         self.notes: tuple[str, ...] = ()
         entry = named_entry(model) if method == "formula" and isinstance(model, str | Path) else None
         shipped = None if entry is None else shipped_outline(entry.name)
+        self._shipped = shipped is not None
         self.outline, self.sizes = shipped or (outline_of(self.model), sizes_of(self.model))
         self.trained = () if self.sizes.causal else head_modules(self.outline)
         self.layers = linear_layers(self.outline)
@@ -78,6 +80,28 @@ class EstimatedModel:
         from rankwise.memory.steps import Steps
 
         return Steps(self.config, self.targets, self.pack_size, experts=not set(self.adapted) <= set(self.layers))
+
+    def as_stored(self, settings: StepSettings) -> StepSettings:
+        """The settings with a base model as its checkpoint stores it, which a note says.
+
+        Raises `UserError` where another quantisation is asked for.
+        """
+        if self._shipped:  # the catalogue has models as they were before
+            return settings
+        name = self._source if isinstance(self._source, str | Path) else self.config.model_type
+        try:
+            stored = stored_quantization(name, self.config)
+        except UserError as error:
+            self.notes += (f"{error}; these figures are of the model as it was before",)
+            return settings
+        if stored in ("none", settings.quantize):
+            return settings
+        if settings.quantize != "none":
+            raise UserError(f"quantize: the weights of {name} are stored in {stored} already; leave it out")
+        if self.pack_size:
+            raise UserError(f"engine pack: the weights of {name} are stored in {stored}, of which it estimates no pack")
+        self.notes += (f"the weights of {name} are stored in {stored}, and so is the base model here",)
+        return replace(settings, quantize=stored)
 
     def memory(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         """Of a step at this rank; None is full fine-tuning, of a model that is not quantised."""
@@ -119,18 +143,23 @@ class EstimatedModel:
                 return self._between(rank, peak.memory, _SIMULATED, peak.reserved_bytes, peak.most_bytes, peak.place)
             except Unsimulated as error:
                 self.method = "formula"
-                self.notes = (f"{error}: the figures are those of the formula, which is rough",)
+                self.notes += (f"{error}: the figures are those of the formula, which is rough",)
         return self._computed(rank, settings)
 
     def _computed(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         if self.sizes.hidden_size is None:
             raise UserError(f"a {self.config.model_type} model states no hidden size, which the formula needs")
         kept = (*self.trained, *([] if self.outline.output is None else [self.outline.output]))
+        whole = () if self._shipped else stored_whole(self.config)
         memory = closed_form(
             self.layers,
             self.adapted,
             # What transformers leaves as it is: `get_keys_to_not_convert`.
-            [layer for layer in self.layers if not within(layer.name, kept)],
+            [
+                layer
+                for layer in self.layers
+                if not within(layer.name, (*kept, *whole)) and not any(is_named(layer.name, name) for name in whole)
+            ],
             total_params=self.total_params,
             trainable_params=self.trainable_params(rank),
             hidden_size=self.sizes.hidden_size,
