@@ -28,6 +28,7 @@ _ENCODER: dict[str, Any] = {
 _DECODER: dict[str, Any] = _ENCODER | {"num_key_value_heads": 2, "head_dim": 8}
 _SIZES: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
+    "albert": _ENCODER | {"embedding_size": 16},
     "roberta": _ENCODER | {"pad_token_id": 0},
     "deberta-v2": _ENCODER
     | {

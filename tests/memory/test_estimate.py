@@ -281,6 +281,19 @@ FORMULAS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+FORMULAS += [
+    ("albert-base-v2", {"batch_size": 8}),  # one block that runs twelve times
+    ("albert-base-v2", {"batch_size": 8, "attention": "eager"}),
+    ("deberta-v3-base", {"batch_size": 16}),  # it has no sdpa
+    ("deberta-v3-base", {"batch_size": 16, "checkpointing": True}),
+    ("bert-base-uncased", {"attention": "eager"}),
+    ("bert-base-uncased", {"attention": "eager", "dtype": "float32"}),
+    ("gpt2", {"attention": "eager"}),
+    ("llama-3.2-1b", {"attention": "eager", "seq_len": 2048}),
+    ("llama-3.2-1b", {"attention": "eager", "seq_len": 2048, "checkpointing": True}),
+]
+
+
 # Every model as it is, and every setting with an encoder and a decoder.
 @pytest.mark.parametrize(
     ("name", "changed"),
@@ -294,6 +307,18 @@ def test_the_formulas_interval_covers_the_simulation(name: str, changed: dict[st
     simulated = estimate_training_memory(name, 16, settings=step)
     computed = estimate_training_memory(name, 16, settings=step, method="formula")
     assert computed.peak_bytes_low <= simulated.peak_bytes <= computed.peak_bytes_high
+
+
+def test_the_formula_claims_no_fit_of_a_mixture_of_experts() -> None:
+    config, room = tiny_config("mixtral", intermediate_size=128), 80 * 10**9
+    claimed = estimate_ranks(config, [4], settings=step_settings(seq_len=64), gpu_bytes=room)
+    computed = estimate_ranks(config, [4], settings=step_settings(seq_len=64), gpu_bytes=room, method="formula")
+    assert computed.ranks[0].cost.memory.peak_bytes < claimed.ranks[0].cost.memory.peak_bytes
+    for cost, other in zip(computed.methods, claimed.methods, strict=True):
+        assert (cost.fits, cost.largest_batch, other.fits) == (None, None, True)
+    assert (claimed.largest_rank_that_fits, computed.largest_rank_that_fits) == (4, None)
+    assert [note for note in computed.notes if "does not say what fits" in note] == list(computed.notes)
+    assert claimed.notes == ()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert", "gpt2"])
@@ -374,6 +399,13 @@ def test_a_layer_that_cannot_be_called_with_an_adapter_is_named() -> None:
     [
         ({"rank": 33}, "rank 33 is more than any adapted layer has"),
         ({"rank": 0}, "rank 0: an adapter's rank is at least 1"),
+        (
+            {
+                **{"model": tiny_config("albert"), "rank": 4, "target_modules": ["query"]},
+                "settings": step_settings(checkpointing=True),
+            },
+            "checkpointing: AlbertForSequenceClassification does not support",
+        ),
         ({"rank": 4, "target_modules": ["q_prj"]}, "'q_prj' matches no linear layer; the nearest names are q_proj"),
         ({"rank": 4, "settings": StepSettings(seq_len=65)}, "seq-len 65: the model has positions for 64 tokens"),
     ],
@@ -381,5 +413,5 @@ def test_a_layer_that_cannot_be_called_with_an_adapter_is_named() -> None:
 def test_what_cannot_be_estimated_is_said_in_one_line(call: dict[str, Any], message: str) -> None:
     targets = {"target_modules": ["q_proj", "k_proj"]}
     with pytest.raises(UserError, match=message) as raised:
-        estimate_training_memory(tiny_config("llama"), **(targets | call))
+        estimate_training_memory(**({"model": tiny_config("llama")} | targets | call))
     assert "\n" not in str(raised.value)

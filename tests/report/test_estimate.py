@@ -192,6 +192,15 @@ def test_no_rank_may_fit() -> None:
     assert "none fits" in text(estimate_table(dataclasses.replace(ESTIMATE, largest_rank_that_fits=None)), 80)
 
 
+def test_where_a_formula_cannot_tell_what_fits_nothing_is_claimed() -> None:
+    row = dataclasses.replace(
+        ESTIMATE.ranks[0], cost=dataclasses.replace(ESTIMATE.ranks[0].cost, fits=None, largest_batch=None)
+    )
+    estimate = dataclasses.replace(ESTIMATE, ranks=(row,), largest_rank_that_fits=None)
+    assert rows(estimate_table(estimate), 120)[0].endswith("307.2× – –")
+    assert "none fits" not in text(estimate_table(estimate), 120)
+
+
 def test_a_range_over_two_units_names_both() -> None:
     around = dataclasses.replace(ESTIMATE.full_fine_tuning.memory, peak_bytes=10**9, peak_bytes_low=98 * 10**7)
     across = dataclasses.replace(ESTIMATE.full_fine_tuning, memory=around)

@@ -47,13 +47,17 @@ class Sizes:
     """What an estimate asks of a configuration.
 
     `causal`: it is fine-tuned as a language model. `vocabulary` is 0 where it is not, `hidden_size` None where nothing
-    states it. `positions` is the longest sequence, None where nothing limits it.
+    states it. `positions` is the longest sequence, None where nothing limits it. `heads` are those of a block's
+    attention, which is computed at once where `sdpa` is false; each block runs `passes` times, as ALBERT's one.
     """
 
     causal: bool
     hidden_size: int | None
     vocabulary: int
     positions: int | None
+    heads: int = 0
+    sdpa: bool = True
+    passes: int = 1
 
 
 def shipped_outline(name: str) -> tuple[Outline, Sizes] | None:

@@ -128,8 +128,16 @@ def outline_of(model: nn.Module | Outline) -> Outline:
 def sizes_of(model: PreTrainedModel) -> Sizes:
     """The sizes that the closed form asks of a live model."""
     text, causal = model.config.get_text_config(), is_causal(model.config)
-    hidden_size = getattr(text, "hidden_size", None)
-    return Sizes(causal, hidden_size, text.vocab_size if causal else 0, model_positions(model))
+    groups = getattr(text, "num_hidden_groups", None)  # ALBERT's name for blocks that several layers share
+    return Sizes(
+        causal=causal,
+        hidden_size=getattr(text, "hidden_size", None),
+        vocabulary=text.vocab_size if causal else 0,
+        positions=model_positions(model),
+        heads=getattr(text, "num_attention_heads", None) or 0,
+        sdpa=text._attn_implementation != "eager",
+        passes=max(1, text.num_hidden_layers // groups) if groups else 1,
+    )
 
 
 def linear_layers(model: nn.Module | Outline) -> tuple[LinearLayer, ...]:

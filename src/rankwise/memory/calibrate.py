@@ -12,7 +12,7 @@ from rankwise.memory.cuda import workspace_bytes
 from rankwise.memory.estimated import EstimatedModel
 from rankwise.memory.settings import StepSettings
 from rankwise.memory.simulate import fake_tensors, trace_step
-from rankwise.memory.step import base_of, make_batch, make_optimizer, step_loss
+from rankwise.memory.step import checkpoint_activations, make_batch, make_optimizer, step_loss
 from rankwise.records import Calibration, MemoryEstimate
 
 
@@ -85,7 +85,7 @@ def _take_two_steps(model: nn.Module, settings: StepSettings, device: torch.devi
     """The peak of the second is left in the device's counters; the first makes the optimiser's states."""
     give_storage(model, device)
     if settings.checkpointing:
-        base_of(model).activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     optimizer = make_optimizer(
         settings.optimizer, [parameter for parameter in model.train().parameters() if parameter.requires_grad]
     )

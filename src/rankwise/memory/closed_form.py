@@ -1,7 +1,7 @@
 """The memory of a training step in closed form: instant, every term named, and only roughly right.
 
 The dominant term is what the model's code keeps for the backward pass, and no formula knows that code. This one
-is a cross-check of the simulation and an answer where nothing can be simulated.
+is a cross-check of the simulation and an answer where nothing can be simulated. It knows nothing of a mixture's experts.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rankwise.base.outline import Sizes
 from rankwise.base.quantize import Quantization
 from rankwise.base.shapes import LinearLayer
 from rankwise.memory.settings import DTYPE_BYTES, StepSettings
@@ -32,11 +33,11 @@ def closed_form(
     total_params: int,
     trainable_params: int,
     hidden_size: int,
-    vocabulary: int,
+    sizes: Sizes,
     rank: int | None,
     settings: StepSettings,
 ) -> MemoryParts:
-    """The parts of the peak: at the loss, or at the end of the backward pass where that is more.
+    """The parts of the peak: at the loss, or where in the backward pass there is more.
 
     With T = batch · length tokens, b bytes a weight of the base model and c of what is trained (b in full fine-tuning):
 
@@ -45,10 +46,14 @@ def closed_form(
     - optimiser states: two moments of c bytes (AdamW), 2.03 bytes (8-bit AdamW), none (SGD, Adafactor nearly so).
     - at the loss, activations: T · (Σ over linear layers b · d_out, the outputs that what follows keeps
       + two norms a block with float32 copies, 2 · 8 · hidden_size
-      + Σ over adapted layers (c · d_in, the input cast to the adapter's dtype, + c · rank)).
-      With checkpointing: T · b · hidden_size a block, and the above of one block.
+      + Σ over adapted layers (c · d_in, the input cast to the adapter's dtype, + c · rank)
+      + where attention is eager, s · heads · length a block; s is the softmax in float32 and its copy of b bytes in
+      language models, and in encoders the softmax, a mask and what dropout leaves, 2 b + 1).
+      A block that runs several times keeps this each time.
       And T · 4 · vocabulary for the log-probabilities; their gradients, twice that, are overhead. Where the
       loss is chunked T is at most 1024 in these two.
+    - with checkpointing T · b · hidden_size a block at the loss; and, when the last block is computed again, the
+      above of one block beside that, without the logits.
     - at the end of the backward pass, gradients: c · trainable_params, and no activations.
 
     In full fine-tuning every linear layer keeps its input, b · d_in, as an adapted one does.
@@ -62,14 +67,22 @@ def closed_form(
     blocks = max(1, len({match[0] for layer in layers if (match := re.search(r"\.\d+\.", layer.name))}))
     outputs = sum(b * layer.d_out for layer in layers)
     inputs = sum(c * (layer.d_in + (rank or 0)) for layer in keeping)
-    a_block = (outputs + inputs) / blocks + 16 * hidden_size
-    kept = a_block + blocks * b * hidden_size if settings.checkpointing else blocks * a_block
-    logits = 4 * vocabulary * (min(tokens, 1024) if settings.loss == "chunked" else tokens)
+    eager = settings.attention == "eager" or not sizes.sdpa
+    softmax = (4 if b == 4 else 4 + b) if sizes.causal else 2 * b + 1
+    scores = softmax * sizes.heads * settings.seq_len if eager else 0
+    a_block = round(tokens * ((outputs + inputs) / blocks + 16 * hidden_size + scores))
+    runs = blocks * sizes.passes
+    kept = runs * (tokens * b * hidden_size if settings.checkpointing else a_block)
+    logits = 4 * sizes.vocabulary * (min(tokens, 1024) if settings.loss == "chunked" else tokens)
     static = {
         "base_weights": round(b * (total_params - quantized) + packed),
         "adapter_weights": 0 if rank is None else c * trainable_params,
         "optimizer_states": round(_STATE_BYTES.get(settings.optimizer, 2 * c) * trainable_params),
     }
-    at_loss = MemoryParts(gradients=0, activations=round(tokens * kept) + logits, overhead=2 * logits, **static)
-    at_end = MemoryParts(gradients=c * trainable_params, activations=0, overhead=0, **static)
-    return max(at_loss, at_end, key=lambda parts: parts.total)
+    moments = [
+        MemoryParts(gradients=0, activations=kept + logits, overhead=2 * logits, **static),
+        MemoryParts(gradients=c * trainable_params, activations=0, overhead=0, **static),
+    ]
+    if settings.checkpointing:
+        moments.append(MemoryParts(gradients=0, activations=kept + a_block, overhead=0, **static))
+    return max(moments, key=lambda parts: parts.total)

@@ -90,6 +90,11 @@ def estimate_ranks(
             methods += (_cost(subject, ranks[0], qlora, gpu_bytes),)
         else:
             notes += ("QLoRA is left out: it needs bitsandbytes, pip install 'rankwise[quant]'",)
+    if subject.is_too_low:
+        notes += (
+            "the formula does not know what a mixture's experts keep: its peaks are too low, and it does not say what "
+            "fits",
+        )
     return ModelEstimate(
         model=str(model) if isinstance(model, str | Path) else model.model_type,
         total_params=subject.total_params,
@@ -140,7 +145,7 @@ def _cost(subject: EstimatedModel, rank: int | None, settings: StepSettings, gpu
         "full" if rank is None else "lora" if settings.quantize == "none" else "qlora"
     )
     memory = subject.memory(rank, settings)
-    if gpu_bytes is None:
+    if gpu_bytes is None or subject.is_too_low:
         return TrainingCost(method, memory, None, None)
     room = gpu_bytes - CUDA_CONTEXT_BYTES
 

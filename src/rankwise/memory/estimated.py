@@ -103,6 +103,16 @@ class EstimatedModel:
         self.notes += (f"the weights of {name} are stored in {stored}, and so is the base model here",)
         return replace(settings, quantize=stored)
 
+    @property
+    def is_too_low(self) -> bool:
+        """Whether the figures are the formula's, of a model with experts, of which it does not know what they keep."""
+        experts = any(
+            len(shape) == 3 and "Conv" not in module.kind
+            for module in self.outline.modules
+            for shape in module.parameters.values()
+        )
+        return self.method == "formula" and experts
+
     def memory(self, rank: int | None, settings: StepSettings) -> MemoryEstimate:
         """Of a step at this rank; None is full fine-tuning, of a model that is not quantised."""
         if rank is None:
@@ -163,7 +173,7 @@ class EstimatedModel:
             total_params=self.total_params,
             trainable_params=self.trainable_params(rank),
             hidden_size=self.sizes.hidden_size,
-            vocabulary=self.sizes.vocabulary,
+            sizes=self.sizes,
             rank=rank,
             settings=settings,
         )

@@ -24,7 +24,7 @@ from transformers.integrations import moe
 from rankwise.memory.build import quantization_state
 from rankwise.memory.cuda import cuda_kernels
 from rankwise.memory.settings import StepSettings
-from rankwise.memory.step import base_of, make_batch, make_optimizer, step_loss
+from rankwise.memory.step import checkpoint_activations, make_batch, make_optimizer, step_loss
 from rankwise.memory.trace import StorageTracker, Trace
 
 
@@ -43,7 +43,7 @@ def trace_step(model: nn.Module, settings: StepSettings, device: torch.device, *
     tracker.claim([*frozen, *model.buffers(), *quantization_state(model)], "base_weights")
     tracker.claim(trained, "adapter_weights")
     if settings.checkpointing:
-        base_of(model).activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     model.train()
     optimizer = make_optimizer(settings.optimizer, trained)
     with tracker:

@@ -30,6 +30,14 @@ def make_batch(model: nn.Module, settings: StepSettings, device: torch.device) -
     return batch | {"labels": torch.ones(labels, dtype=torch.long, device=device)}
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have the blocks compute again in the backward pass. Raises `UserError` where the model has no way to."""
+    try:
+        base_of(model).activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"checkpointing: {reason_of(error)}") from error
+
+
 def make_optimizer(name: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser of that name; its learning rate does not matter here."""
     if name == "adamw-8bit":

@@ -80,7 +80,7 @@ class TrainingCost:
     """A way to train a model, and the memory of its step: `full`, `lora` or `qlora`, at a rank (None for `full`).
 
     `fits`: the upper end of the peak and a CUDA context fit the GPU; `largest_batch` is the largest batch size of which
-    that is true, 0 for none. Both are None where no GPU was named.
+    that is true, 0 for none. Both are None where no GPU was named, and where the formula's peaks are too low to tell.
     """
 
     method: Literal["full", "lora", "qlora"]

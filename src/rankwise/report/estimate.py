@@ -38,8 +38,8 @@ _COLUMNS = (
     _of_cost("peak memory\n(from–to)", lambda cost: _range(cost.memory)),
 )
 _GPU_COLUMNS = (
-    _of_cost("fits", lambda cost: "yes" if cost.fits else "no"),
-    _of_cost("largest\nbatch", lambda cost: f"{cost.largest_batch:,}"),
+    _of_cost("fits", lambda cost: "–" if cost.fits is None else "yes" if cost.fits else "no"),
+    _of_cost("largest\nbatch", lambda cost: "–" if cost.largest_batch is None else f"{cost.largest_batch:,}"),
 )
 _LAYER = ("name", "d_in", "d_out", "layers", "experts", "adapted")
 # In this order, as many as the terminal has room for.
@@ -161,7 +161,7 @@ def _caption(estimate: ModelEstimate) -> Iterator[str]:
     share = f"At rank {largest_row.rank} the rank accounts for {share_text(largest_row.rank_share_of_peak)} of the peak"
     advice = "choose it for the task, and save memory with the batch size, checkpointing or a quantised base model"
     yield f"{share}: {advice}." if largest_row.rank_share_of_peak < _LITTLE else f"{share}."
-    if estimate.gpu_bytes is not None:
+    if estimate.gpu_bytes is not None and largest_row.cost.fits is not None:
         largest = estimate.largest_rank_that_fits
         yield f"Of the ranks asked for, {'none fits' if largest is None else f'the largest that fits is {largest}'}."
 
