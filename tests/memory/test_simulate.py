@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -154,6 +156,41 @@ def test_attention_is_put_back_after_the_simulation() -> None:
     with cuda_kernels():
         assert nn.functional.scaled_dot_product_attention is not before
     assert nn.functional.scaled_dot_product_attention is before
+
+
+CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "layer_norm": lambda x: nn.functional.layer_norm(x, x.shape[-1:], x[0], x[0]),
+    "softmax.int": lambda x: nn.functional.softmax(x, -1),
+    "pow.Tensor_Scalar": lambda x: torch.pow(x, 3.0),
+    "gelu": nn.functional.gelu,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_computes_in_float32_what_cudas_does(name: str) -> None:
+    """torch's own table of what CUDA's autocast is for says which; a CPU's leaves all four as they come."""
+    x = torch.zeros(2, 4, dtype=torch.bfloat16)
+    raised = torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA")  # type: ignore[attr-defined]
+    assert raised == (name != "gelu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CALLS[name](x).dtype == torch.bfloat16
+    with cuda_kernels():
+        assert CALLS[name](x).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert CALLS[name](x).dtype == (torch.float32 if raised else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CALLS[name](x).dtype == torch.bfloat16
+
+
+def test_under_autocast_on_cuda_a_layer_norm_keeps_its_input_in_float32() -> None:
+    config, settings = tiny_config("bert", num_hidden_layers=4), step_settings(seq_len=64, autocast=True)
+    of_cuda, of_cpu = (fake_trace(config, 4, settings, cuda=cuda).peak().bytes_by_kind for cuda in (True, False))
+    # Two norms a layer of 2 rows, 64 tokens and 32 features, 4 bytes in the place of 2; dropout and attention take less
+    # on CUDA, with autocast or without.
+    without = dataclasses.replace(settings, autocast=False)
+    spared = [fake_trace(config, 4, without, cuda=cuda).peak().bytes_by_kind["activations"] for cuda in (True, False)]
+    kept = (of_cuda["activations"] - of_cpu["activations"]) - (spared[0] - spared[1])
+    assert kept >= 4 * 2 * (2 * 64 * 32) * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

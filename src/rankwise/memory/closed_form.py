@@ -1,7 +1,7 @@
 """The memory of a training step in closed form: instant, every term named, and only roughly right.
 
 The dominant term is what the model's code keeps for the backward pass, and no formula knows that code. This one
-is a cross-check of the simulation and an answer where nothing can be simulated. It knows nothing of a mixture's experts.
+is a cross-check of the simulation and an answer where nothing can be simulated. What experts keep is not in it.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ module stands in where the two differ.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ WORKSPACE_BYTES = (2 * 4096 + 8 * 16) * 1024
 LARGER_WORKSPACE_BYTES = 8 * 4096 * 1024
 
 _CPU_ATTENTION, _CPU_DROPOUT = functional.scaled_dot_product_attention, functional.dropout
+_CPU_LAYER_NORM, _CPU_SOFTMAX, _CPU_POW = functional.layer_norm, functional.softmax, torch.pow
 _MIB = 1 << 20
 _SMALL = _MIB
 _SMALL_SEGMENT = 2 * _MIB
@@ -126,24 +127,57 @@ def reserved_bytes(trace: Trace) -> int:
 
 @contextmanager
 def cuda_kernels() -> Iterator[None]:
-    """Within the `with` block attention and dropout allocate what their CUDA kernels do.
+    """Within the `with` block attention, dropout and what autocast computes in float32 allocate as on CUDA.
 
     Attention without a mask is FlashAttention, which does not repeat the keys and values of grouped queries. With one
     it is the memory-efficient kernel, which holds the mask as a bias; models repeat keys and values for it.
-    Dropout keeps a byte an element, where a CPU keeps the noise in the input's dtype.
+    Dropout keeps a byte an element, where a CPU keeps the noise in the input's dtype. CUDA's autocast computes layer
+    norms, softmaxes and powers in float32, a CPU's leaves them as they come. Source: `AT_FORALL_FP32` in torch's
+    autocast_mode.h; sums and what models seldom call are left as they are.
     """
     # A torch function mode would not reach the forward that a checkpointed backward runs again.
     functional.scaled_dot_product_attention, functional.dropout = _attend, _dropout
+    functional.layer_norm, functional.softmax, torch.pow = _layer_norm, _softmax, cast(Any, _pow)
     try:
         yield
     finally:
         functional.scaled_dot_product_attention, functional.dropout = _CPU_ATTENTION, _CPU_DROPOUT
+        functional.layer_norm, functional.softmax, torch.pow = _CPU_LAYER_NORM, _CPU_SOFTMAX, _CPU_POW
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or not 0 < p < 1:
         return _CPU_DROPOUT(input, p, training, inplace)
     return torch.native_dropout(input, p, training)[0]
+
+
+def _is_raised(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled("cpu")
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor.float() if _is_raised(tensor) else tensor
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    weight, bias = (None if each is None else _raised(each) for each in (weight, bias))
+    return _CPU_LAYER_NORM(_raised(input), cast(Any, normalized_shape), weight, bias, eps)
+
+
+def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    if dtype is None and _is_raised(input):
+        dtype = torch.float32  # the kernel reads the input as it is
+    return _CPU_SOFTMAX(input, dim, _stacklevel, dtype)
+
+
+def _pow(input: Any, exponent: Any, **options: Any) -> Tensor:
+    return _CPU_POW(_raised(input) if isinstance(input, Tensor) else input, exponent, **options)
 
 
 def _attend(
