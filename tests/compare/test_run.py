@@ -341,6 +341,40 @@ def test_a_damaged_file_is_named(file: str, config: ComparisonConfig, tmp_path: 
     assert str(error.value).isprintable()
 
 
+def test_a_journal_that_is_older_than_the_trials_is_told(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    """As in a copy of a run that trained on meanwhile: its trials stood at the first rung for ever, and had no row."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    (run / "experiments.json").unlink()
+    lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    second_leg = next(number for number, line in enumerate(lines) if json.loads(line).get("start", 0) > 0)
+    (run / "journal.jsonl").write_bytes(b"".join(lines[:second_leg]))
+    with pytest.raises(RunError, match=r"journal\.jsonl is missing or cut short: the run has gone further") as error:
+        run_rank_comparison(config, run=run, resume=True)
+    assert str(error.value).isprintable()
+
+
+def test_a_kill_before_a_pack_is_journaled_is_no_loss(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curves of the second leg are there by then."""
+    append = Journal.append
+
+    def kill(self: Journal, event: str, **values: Any) -> Event:
+        if event == "trained" and self.of("plan")[-1]["start"] > 0:
+            raise KilledError
+        return append(self, event, **values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", kill)
+        with pytest.raises(KilledError):
+            run_rank_comparison(config, run=tmp_path / "run")
+    run_rank_comparison(config, run=tmp_path / "run", resume=True)
+    assert numbers(tmp_path / "run") == numbers(finished.run)
+
+
 def test_a_damaged_state_of_a_trial_at_a_rung_is_named_and_can_be_removed(
     config: ComparisonConfig, tmp_path: Path
 ) -> None:

@@ -142,10 +142,7 @@ class RunDirectory:
         trained = {path.name for path in self.path.glob("trials/r*")}
         ended = (self.path / "experiments.json").exists()
         if trained - planned or (ended and not journal.of("decided")):
-            raise RunError(
-                f"{journal.path} is missing or cut short: the run has gone further than it tells; "
-                "restore it from a copy, or start a new run"
-            )
+            raise _cut_short(journal)
 
     def _describe(self, description: Description, test: Split) -> None:
         """Write what the run is; what made its first numbers (versions, hardware) stays."""
@@ -200,11 +197,25 @@ class RunDirectory:
             raise RunError(f"{file} is no learning curve ({reason_of(error)}); restore it from a copy") from error
 
     def results(self, journal: Journal) -> dict[Trial, TrialResult]:
-        """What all starts of the run so far have trained."""
-        packs = [pack for event in journal.of("plan") for pack in event["packs"]]
-        trials = dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"])
-        statuses = {trial: status for event in journal.of("trained") for trial, status in event["status"].items()}
-        return {trial: self.read_result(trial, statuses[trial.id]) for trial in trials if trial.id in statuses}
+        """What all starts of the run so far have trained. Raises `RunError` where the journal has lost lines of it."""
+        plans, trained = journal.of("plan"), journal.of("trained")
+        stops = {pack["pack"]: plan["stop"] for plan in plans for pack in plan["packs"]}
+        told = {trial: (event["pack"], status) for event in trained for trial, status in event["status"].items()}
+        done = {event["pack"] for event in trained}
+        # After a kill, a pack's curves may be there without the line that tells of them.
+        under_way = {
+            Trial(**trial)
+            for plan in plans[-1:]
+            for pack in plan["packs"]
+            if pack["pack"] not in done
+            for trial in pack["trials"]
+        }
+        trials = dict.fromkeys(Trial(**trial) for plan in plans for pack in plan["packs"] for trial in pack["trials"])
+        found = {trial: self.read_result(trial, told[trial.id][1]) for trial in trials if trial.id in told}
+        for trial, result in found.items():
+            if trial not in under_way and len(result.train_nll) > stops.get(told[trial.id][0], 0):
+                raise _cut_short(journal)
+        return found
 
     def write_scores(self, directory: Path, split: Split, scores: Scores, name: str = SCORES) -> None:
         """Per-example scores of one trial, or of rank 0."""
@@ -263,6 +274,13 @@ def _check_sense(comparison: RankComparison) -> None:
     for one in comparison.over:
         if one.over or one.run.name in ("", "..") or "\0" in one.run.name:
             raise ValueError(f"{shortened(str(one.run))} is no run over another base")
+
+
+def _cut_short(journal: Journal) -> RunError:
+    return RunError(
+        f"{journal.path} is missing or cut short: the run has gone further than it tells; "
+        "restore it from a copy, or start a new run"
+    )
 
 
 def write_json(path: Path, value: object) -> None:
