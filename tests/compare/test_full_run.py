@@ -110,8 +110,7 @@ def test_the_table_shows_both_ends_and_what_is_forgotten(finished: RankCompariso
 def test_a_run_that_is_killed_in_full_fine_tuning_goes_on_to_the_same_numbers(
     finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankwise.train.full.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("rankwise.train.full._WRITING_SHARE", 1e6)
+    monkeypatch.setattr("rankwise.train.checkpoint.CheckpointPace.due", lambda self: True)
     shares: list[float] = []
 
     def killed(event: object) -> None:

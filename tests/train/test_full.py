@@ -15,7 +15,7 @@ from rankwise.base.load import load_base
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Trial
 from rankwise.tasks.task import Batch, collate
-from rankwise.train import full
+from rankwise.train.checkpoint import CheckpointPace
 from rankwise.train.full import FineTuned, fine_tune
 from rankwise.train.settings import TrainingSettings
 from tests.compare.runs import KilledError
@@ -99,8 +99,7 @@ def test_a_base_in_bfloat16_is_trained_in_float32(tmp_path: Path) -> None:
 def test_a_fine_tuning_that_is_killed_goes_on_to_the_same_numbers(
     dtype: Literal["float32", "bfloat16"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(full, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(full, "_WRITING_SHARE", 1e6)
+    monkeypatch.setattr(CheckpointPace, "due", lambda self: True)
     directory = save_model(tmp_path, "llama", AutoModelForCausalLM.from_config)
     task, checkpoint = completion_task(), tmp_path / "states" / "checkpoint.safetensors"
     steps: list[int] = []

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -18,7 +20,8 @@ from rankwise.errors import RunError
 from rankwise.lora.attach import attached, initial_state
 from rankwise.records import Evaluation, Trial
 from rankwise.tasks.task import Batch, Task, collate
-from rankwise.train.checkpoint import PackProgress, split_checkpoint
+from rankwise.train import loop
+from rankwise.train.checkpoint import CheckpointPace, PackProgress, split_checkpoint
 from rankwise.train.likelihood import likelihood
 from rankwise.train.loop import (
     PackOptimizer,
@@ -139,7 +142,7 @@ class KilledError(Exception):
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     at: int, bert: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankwise.train.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(CheckpointPace, "due", lambda self: True)
     monkeypatch.setattr("rankwise.train.loop._REPORT_SECONDS", 0.0)
     settings = TrainingSettings(steps=12, batch_size=8, accumulation=2, evaluations=3)
     trials = [trial(4), trial(8), trial(8, rate=1e-3), trial(8, seed=4)]
@@ -156,6 +159,32 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     for one in trials:
         assert resumed[one].result == undisturbed[one].result
         assert all(torch.equal(resumed[one].state[name], value) for name, value in undisturbed[one].state.items())
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(1.0, [21, 42, 60]), (1.5, [21, 52, 60]), (10.0, [21, 60])])
+def test_writing_checkpoints_takes_a_twentieth_of_the_time_at_most(
+    seconds: float, written: list[int], bert: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond that of evaluations; a step takes a second here."""
+    now, steps = 0.0, []
+    write, step = loop.write_checkpoint, loop.train_step
+
+    def takes_a_second(*arguments: Any) -> Any:
+        nonlocal now
+        now += 1.0
+        return step(*arguments)
+
+    def slow(*arguments: Any) -> None:
+        nonlocal now
+        now += seconds
+        steps.append(arguments[-1].step)
+        write(*arguments)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(loop, "train_step", takes_a_second)
+    monkeypatch.setattr(loop, "write_checkpoint", slow)
+    bert.run([trial(4)], TrainingSettings(steps=60, batch_size=2, evaluations=1), tmp_path / "pack.safetensors")
+    assert steps == written
 
 
 def leg(
@@ -213,7 +242,7 @@ def test_a_pack_of_survivors_goes_on_from_its_own_checkpoint_bit_for_bit(
     at: int, bert: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the pack has one, the states that its trials began with are behind it."""
-    monkeypatch.setattr("rankwise.train.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(CheckpointPace, "due", lambda self: True)
     monkeypatch.setattr("rankwise.train.loop._REPORT_SECONDS", 0.0)
     settings = TrainingSettings(steps=12, batch_size=8, evaluations=3)
     trials = [trial(4), trial(8)]

@@ -8,6 +8,7 @@ function of it. Nothing in a trial's state knows its pack, so trials of several 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,26 @@ from rankwise.records import Evaluation, Trial
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _TENSORS = ("row", *MOMENTS, "train_nll")
+_SECONDS = 20.0  # at most this much work is done again after a kill, unless writing takes long
+_WRITING_SHARE = 0.05  # of the time, at most: a large pack's file on a slow disk takes longer than its steps
+
+
+class CheckpointPace:
+    """When a training writes its next checkpoint."""
+
+    def __init__(self) -> None:
+        self._written, self._writing = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() - self._written > max(_SECONDS, self._writing / _WRITING_SHARE)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the writing of one."""
+        started = time.monotonic()
+        yield
+        self._written = time.monotonic()
+        self._writing = self._written - started
 
 
 @dataclass

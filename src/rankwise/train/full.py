@@ -21,19 +21,10 @@ from rankwise.base.model import DTYPES, BaseModel
 from rankwise.lora.attach import initial_heads
 from rankwise.records import Evaluation, Scores, TrialStatus
 from rankwise.tasks.task import Task, pack_rows
-from rankwise.train.checkpoint import MOMENTS, read_states, write_states
+from rankwise.train.checkpoint import MOMENTS, CheckpointPace, read_states, write_states
 from rankwise.train.cost import PeakMemory
-from rankwise.train.loop import (
-    CHECKPOINT_SECONDS,
-    backward,
-    checkpointed_activations,
-    evaluate,
-    score,
-    trial_status,
-)
+from rankwise.train.loop import backward, checkpointed_activations, evaluate, score, trial_status
 from rankwise.train.settings import TrainingSettings
-
-_WRITING_SHARE = 0.05  # of the time, at most: a checkpoint is three times as large as the weights in float32
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def fine_tune(
         meter.restart()
     batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, [seed])
     batches = islice(batches, progress.step * settings.accumulation, None)
-    saved, writing = time.monotonic(), 0.0
+    pace = CheckpointPace()
     with (
         checkpointed_activations(tuned, settings),
         torch.autocast(
@@ -118,11 +109,9 @@ def fine_tune(
             if progress.step in settings.evaluation_steps:
                 progress.evaluations += evaluate(tuned, 1, task, progress.step)
             progress.saw(meter.bytes())
-            now = time.monotonic()
-            if checkpoint is not None and now - saved > max(CHECKPOINT_SECONDS, writing / _WRITING_SHARE):
-                _write(checkpoint, model, optimizer, progress)
-                saved = time.monotonic()
-                writing = saved - now
+            if checkpoint is not None and pace.due():
+                with pace.writing():
+                    _write(checkpoint, model, optimizer, progress)
             observe(progress.step)
         test, retained = (
             None if split is None else score(tuned, 1, task, split) for split in (task.test, task.retained)

@@ -26,11 +26,10 @@ from rankwise.base.shapes import LinearLayer
 from rankwise.lora.attach import Pack, State, attached
 from rankwise.records import Evaluation, Scores, Trial, TrialResult, TrialStatus
 from rankwise.tasks.task import PackRows, Split, Task, collate, evaluation_rows, pack_rows
-from rankwise.train.checkpoint import PackProgress, read_checkpoint, write_checkpoint
+from rankwise.train.checkpoint import CheckpointPace, PackProgress, read_checkpoint, write_checkpoint
 from rankwise.train.likelihood import likelihood, tokens_at_once
 from rankwise.train.settings import TrainingSettings
 
-CHECKPOINT_SECONDS = 20.0  # at most this much work is done again after a kill
 _REPORT_SECONDS = 0.25  # reading a loss stops a GPU, so progress is told at this pace
 REPORTED_STEPS = 20  # a single small batch's loss says little
 _EXPLODED = 100.0  # times the loss of the start or of chance: norms between layers keep many a lost trial finite
@@ -122,18 +121,18 @@ def run_pack(
         seeds = [trial.seed for trial in pack.trials]
         batches = pack_rows(task.train.input_ids.lengths, settings.batch_size, seeds)
         batches = islice(batches, progress.step * settings.accumulation, None)
-        saved = told = time.monotonic()
+        pace, told = CheckpointPace(), time.monotonic()
         while progress.step < (stop or settings.steps):
             rows = list(islice(batches, settings.accumulation))
             progress.train_nll[progress.step] = train_step(pack, optimizer, task, rows, progress.step)
             progress.step += 1
-            now = time.monotonic()
             at_rung = progress.step in settings.evaluation_steps
             if at_rung:
                 progress.evaluations.append(evaluate(base, len(pack.trials), task, progress.step))
-            if checkpoint is not None and (at_rung or now - saved > CHECKPOINT_SECONDS):
-                write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
-                saved = time.monotonic()
+            if checkpoint is not None and (at_rung or pace.due()):
+                with pace.writing():
+                    write_checkpoint(checkpoint, pack, optimizer.adamw, progress)
+            now = time.monotonic()
             if at_rung or now - told > _REPORT_SECONDS:
                 observe(_report(progress))
                 told = now
