@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -592,6 +593,29 @@ def test_packs_that_do_not_fit_are_halved_and_nothing_done_is_lost(
     for one, other in zip(halved.experiments, finished.experiments, strict=True):
         assert (one.rank, one.learning_rate) == (other.rank, other.learning_rate)
         assert one.nll == pytest.approx(other.nll, rel=1e-3)
+
+
+def test_what_a_pack_held_that_does_not_fit_is_given_back(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before half of it is tried: malloc keeps what is freed, and an error what is in its frames."""
+    run_pack = backends.run_pack
+    held: list[weakref.ref[torch.Tensor]] = []
+    given_back: list[bool] = []
+
+    def only_one(base: BaseModel, task: Task, trials: Sequence[Trial], *others: Any, **options: Any) -> Any:
+        if len(trials) > 1:
+            activations = torch.ones(8)
+            held.append(weakref.ref(activations))
+            raise RuntimeError("could not create a primitive")
+        return run_pack(base, task, trials, *others, **options)
+
+    monkeypatch.setattr(backends, "run_pack", only_one)
+    monkeypatch.setattr(
+        "rankwise.compare.training.give_back_freed_memory", lambda: given_back.append(held[-1]() is None)
+    )
+    run_rank_comparison(replace(config, steps=4, pack_size=4), run=tmp_path / "run")
+    assert given_back == [True, True]
 
 
 def test_a_halved_run_that_is_killed_ends_with_the_same_numbers(

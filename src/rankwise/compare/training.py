@@ -8,6 +8,7 @@ the packs, and tells of them in any order: nothing here may depend on it.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -59,6 +60,11 @@ def train(run: Run, costs: dict[int, StepCost]) -> dict[Trial, TrialResult]:
                 raise error.cause from None
             size = -(-len(error.pack.trials) // 2)
             journal.append("out of memory", pack=error.pack.id, size=size)
+        else:
+            continue
+        # Only now is the error gone, and with it what the pack held.
+        gc.collect()
+        give_back_freed_memory()
     return schedule.settled(results)
 
 

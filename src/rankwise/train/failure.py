@@ -10,7 +10,11 @@ import torch
 
 from rankwise.errors import RunError
 
-_OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|error: out of memory|STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = re.compile(
+    "allocate memory|not enough memory|error: out of memory|STATUS_ALLOC_FAILED"
+    # oneDNN's, on a CPU; what it has no kernel for, it says of a primitive's descriptor.
+    "|could not create a (primitive|memory)$"
+)
 # As torch words it; the class came with torch 2.8, and not every call raises it.
 _FAILED = re.compile(r"(CUDA|HIP|XPU|cuDNN|MIOpen)( driver)? error: ")
 
