@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 from rich.cells import cell_len
@@ -80,6 +85,32 @@ def test_where_there_is_no_terminal_lines_say_the_same(capsys: pytest.CaptureFix
         "  rank 4: step 100/200, train NLL 0.500, validation NLL 0.600",
         "  rank 16: step 100/200, train NLL 0.400, validation NLL 0.500, dropped learning rates 0.0001, 0.003",
     ]
+
+
+def full_disk() -> TextIO:
+    return Path("/dev/full").open("w", buffering=1)
+
+
+def nobody() -> TextIO:
+    """A pipe whose reader has left, as that of `head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("stream", [nobody, full_disk])
+def test_lines_that_cannot_be_written_end_nothing(
+    stream: Callable[[], TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = stream()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", errors)
+        with watched() as observe:
+            for event in (Stage("reading data"), SECOND_LEG, FIRST_PACK, Stage("deciding")):
+                observe(event)
+    with pytest.raises(OSError, match=r"Broken pipe|No space left"):
+        errors.close()
 
 
 def test_packs_that_train_side_by_side_are_counted_together() -> None:

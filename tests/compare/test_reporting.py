@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from rankwise import ComparisonConfig, RankComparison, run_rank_comparison
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
+from rankwise.compare.observer import Planned
 from rankwise.compare.reporting import Reporting, curve
 from rankwise.compare.trackers import BACK_ENDS
 from rankwise.compare.trackers.tracker import Group, Points, Values
 from rankwise.errors import UserError
-from rankwise.records import Evaluation, Trial, TrialResult, TrialStatus
+from rankwise.records import Baseline, Evaluation, Trial, TrialResult, TrialStatus
 from rankwise.train.loop import StepReport
 from tests.compare.runs import KilledError, given_costs, journal, numbers
 from tests.compare.trackers.seen import Seen, in_tensorboard
@@ -254,6 +256,31 @@ def test_a_trial_that_trained_on_is_ended_again_though_it_is_dropped_again(witne
     further.settle(results("dropped"))
     further.close()
     assert [call[2] for call in witness.told if call[0] == "close"] == [{"status": "dropped"}] * 2
+
+
+def test_a_trial_that_goes_no_further_is_ended_when_the_next_leg_begins(
+    witness: Witness, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker's open run takes a descriptor, and there may be hundreds of trials."""
+    rank_0 = Baseline(accuracy=0.5, nll=math.inf)  # which every trial beats, so that the worse half is dropped
+    monkeypatch.setattr("rankwise.compare.training.validation_baseline", lambda journal: rank_0)
+    dropped: set[str] = set()
+    ended: list[set[str]] = []
+
+    def observe(event: object) -> None:
+        if isinstance(event, Planned):
+            dropped.update(trial.id for trial in event.dropped)
+        elif isinstance(event, StepReport) and event.step > 4:
+            ended.append({call[1] for call in witness.told if call[0] == "close"})
+
+    run_rank_comparison(replace(config, report_to="wandb"), run=tmp_path / "run", observe=observe)
+    assert dropped
+    assert all(dropped <= before for before in ended)
+    closed = {call[1]: call[2]["status"] for call in witness.told if call[0] == "close"}
+    assert {closed[trial] for trial in dropped} == {"dropped"}
+    assert len([call for call in witness.told if call[0] == "close"]) == len(closed)
+    points = [(call[1], step) for call in witness.told if call[0] == "log" for step in call[2:]]
+    assert len(set(points)) == len(points)
 
 
 def test_each_look_at_a_comparison_is_a_run(witness: Witness, finished: RankComparison, tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ def test_a_write_that_fails(
     goes_on(config, run, undisturbed)
 
 
+def test_an_observer_that_cannot_write_is_not_taken_for_the_run(
+    config: ComparisonConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    def broken() -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with pytest.raises(RunError) as error:
+        run_rank_comparison(config, run=tmp_path / "run", observe=after(1, broken))
+    assert str(error.value) == ("the observer failed ([Errno 32] Broken pipe); mend it, then go on with --resume")
+    goes_on(config, tmp_path / "run", undisturbed)
+
+
 def test_a_place_below_a_file(config: ComparisonConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="run cannot be written"):

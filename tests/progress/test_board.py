@@ -7,7 +7,7 @@ import pytest
 
 from rankwise.compare.observer import Stage
 from rankwise.progress.board import Board, Row
-from rankwise.records import Evaluation
+from rankwise.records import Evaluation, Trial
 from rankwise.train.loop import StepReport
 from tests.progress.events import DROPPED, FIRST_PACK, SECOND_LEG, SECOND_PACK, TRIALS, planned, trial
 
@@ -38,6 +38,21 @@ def test_the_share_and_the_time_left_are_those_to_the_next_rung(clock: list[floa
     board.take(SECOND_PACK)
     assert board.status.endswith(" · 75% · 30 s so far · 240 examples/s · about 7 s to there")
     assert (board.done, board.total) == (4800, 6400)
+
+
+def test_a_board_can_be_drawn_at_any_moment() -> None:
+    """By the thread of a live table, also in the midst of being told of a leg."""
+
+    class Drawn(dict[Trial, tuple[int, float, float | None]]):
+        def __setitem__(self, trial: Trial, report: tuple[int, float, float | None]) -> None:
+            super().__setitem__(trial, report)
+            drawn.append((board.status, board.rows))
+
+    drawn: list[tuple[str, list[Row]]] = []
+    board = Board(reports=Drawn())
+    board.take(planned(TRIALS, 0, 100))
+    board.take(SECOND_LEG)
+    assert len(drawn) == len(TRIALS) + len(SECOND_LEG.leg.trials)
 
 
 def test_the_rate_is_that_of_this_leg(clock: list[float]) -> None:

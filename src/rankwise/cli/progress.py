@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
@@ -29,7 +30,7 @@ def watched() -> Iterator[Observer]:
     console = Console(stderr=True)
     board = Board()
     if not console.is_terminal:
-        yield PlainLines(console, board)
+        yield PlainLines(board)
         return
     with Live(LiveTable(board), console=console, refresh_per_second=4, transient=True):
         yield board.take
@@ -70,7 +71,6 @@ class LiveTable:
 class PlainLines:
     """The board's status line and its rows, when the stage changes and now and then."""
 
-    console: Console
     board: Board
     told: float = 0.0
 
@@ -80,8 +80,9 @@ class PlainLines:
         goes_on = isinstance(event, StepReport | Workers) or (isinstance(event, Stage) and event.share is not None)
         if not goes_on or now - self.told > _LINE_SECONDS:
             self.told = now
-            for line in (self.board.status, *map(_line, self.board.rows)):
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            # A full disk, or a pipe whose reader has left, is no reason to end what trains.
+            with suppress(OSError):
+                print(self.board.status, *map(_line, self.board.rows), sep="\n", file=sys.stderr, flush=True)
 
 
 def _line(row: Row) -> str:

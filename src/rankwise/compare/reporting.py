@@ -20,6 +20,7 @@ from statistics import fmean
 
 from rankwise.compare.directory import RunDirectory
 from rankwise.compare.journal import Journal
+from rankwise.compare.observer import Planned
 from rankwise.compare.trackers import connect
 from rankwise.compare.trackers.tracker import SUMMARY, Group, Points, Tracker, Values
 from rankwise.errors import reason_of
@@ -77,19 +78,29 @@ class Reporting:
         shared: Values,
         params: Callable[[Trial], Values],
     ) -> None:
+        self._directory = directory
         self._journal = journal
         self._shared = shared
         self._params = params
+        self._trials: dict[str, Trial] = {}  # that were at a step, by their runs
         self._listeners = [_Listener(name, connect(name, _group(directory, journal))) for name in names]
 
     def step(self, report: StepReport) -> None:
         """A pack is at a step."""
         self._tell(self._listeners, lambda listener: self._step(listener, report))
 
+    def leg(self, planned: Planned) -> None:
+        """A leg begins: trials that go no further are over, and an open run takes files and memory of its tracker."""
+        statuses = {trial: status for event in self._journal.of("trained") for trial, status in event["status"].items()}
+        for run in {run: None for listener in self._listeners for run in listener.last_steps}:
+            trial, status = self._trials[run], statuses.get(run)
+            if status is not None and (status != "dropped" or trial in planned.dropped):
+                self._over(self._directory.read_result(trial, status))
+
     def settle(self, results: Mapping[Trial, TrialResult]) -> None:
         """All trials are over."""
-        for trial, result in results.items():
-            self._end(trial.id, self._of(trial), curve(result), {"status": result.status})
+        for result in results.values():
+            self._over(result)
 
     def conclude(self, comparison: RankComparison) -> None:
         """There is an answer, a run; one that is given after the comparison has grown is another."""
@@ -101,6 +112,9 @@ class Reporting:
         """What is open by now was interrupted; a later start goes on with it."""
         self._tell(self._listeners, _Listener.interrupt)
 
+    def _over(self, result: TrialResult) -> None:
+        self._end(result.trial.id, self._of(result.trial), curve(result), {"status": result.status})
+
     def _of(self, trial: Trial) -> Values:
         return {**asdict(trial), **self._params(trial), **self._shared}
 
@@ -110,6 +124,7 @@ class Reporting:
         if not any(now) and time.monotonic() < listener.not_before:
             return
         for trial in report.trials:
+            self._trials[trial.id] = trial
             listener.open(trial.id, self._of(trial))
         started = time.monotonic()
         for trial, nll, evaluation in zip(report.trials, report.train_nll, now, strict=True):

@@ -24,7 +24,7 @@ from rankwise.compare.forgetting import forgotten
 from rankwise.compare.full import fine_tune_in_full
 from rankwise.compare.growth import grow
 from rankwise.compare.journal import Journal, validation_baseline
-from rankwise.compare.observer import Observer, Told, ignore, telling
+from rankwise.compare.observer import Observer, Planned, Told, ignore, telling
 from rankwise.compare.page import write_page
 from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
@@ -134,9 +134,15 @@ def _told(observe: Observer, reporting: Reporting) -> Observer:
     """`observe`, and the trackers with it."""
 
     def both(event: Told) -> None:
-        observe(event)
+        try:
+            observe(event)
+        except OSError as error:
+            # Else it would be told as one of the run's files.
+            raise RunError(f"the observer failed ({reason_of(error)}); mend it, then go on with --resume") from error
         if isinstance(event, StepReport):
             reporting.step(event)
+        elif isinstance(event, Planned):
+            reporting.leg(event)
 
     return both
 

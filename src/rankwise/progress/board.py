@@ -53,10 +53,11 @@ class Board:
         elif isinstance(event, Workers):
             self.workers = event.count
         elif isinstance(event, Planned):
-            self.stage, self.planned, self.training_since = _TRAINING, event, time.monotonic()
             for trial in event.leg.trials:
                 _, train, held_out = self.reports.get(trial, (0, float("nan"), None))
                 self.reports[trial] = event.leg.start, train, held_out
+            # Last, since another thread may be drawing.
+            self.training_since, self.planned, self.stage = time.monotonic(), event, _TRAINING
         else:
             evaluations = event.evaluations or [None] * len(event.trials)
             for trial, train, evaluation in zip(event.trials, event.train_nll, evaluations, strict=True):
