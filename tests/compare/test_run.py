@@ -32,6 +32,7 @@ from rankwise.compare.run import over_another
 from rankwise.compare.schedule import most_rates
 from rankwise.decide.interval import crossed_interval
 from rankwise.decide.verdict import decide
+from rankwise.lora.attach import attached
 from rankwise.records import Baseline, Trial, Verdict
 from rankwise.tasks.task import Task
 from rankwise.train.cost import StepCost
@@ -616,6 +617,30 @@ def test_what_a_pack_held_that_does_not_fit_is_given_back(
     )
     run_rank_comparison(replace(config, steps=4, pack_size=4), run=tmp_path / "run")
     assert given_back == [True, True]
+
+
+@pytest.mark.parametrize("options", [{"ranks": (2, 4, 8), "seeds": 1}, {"strategy": "ladder"}])
+def test_no_more_trials_are_scored_together_than_fit(
+    options: dict[str, Any], config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is free, and by what was short of memory."""
+    seen: list[int] = []
+
+    def counted(base: BaseModel, trials: Sequence[Trial], *others: Any) -> Any:
+        seen.append(len(trials))
+        return attached(base, trials, *others)
+
+    for module in ("scoring", "cut"):
+        monkeypatch.setattr(f"rankwise.compare.{module}.attached", counted)
+    monkeypatch.setattr("rankwise.compare.training.trials_that_fit", lambda **of: 2)
+    small = replace(config, steps=4, learning_rates=(1e-3,), **options)
+    run_rank_comparison(small, run=tmp_path / "free")
+    assert max(seen) == 2
+    seen.clear()
+    monkeypatch.setattr("rankwise.compare.training.trials_that_fit", lambda **of: 8)
+    _short_of_memory(monkeypatch, most=1)
+    run_rank_comparison(small, run=tmp_path / "short")
+    assert set(seen) == {1}
 
 
 def test_a_halved_run_that_is_killed_ends_with_the_same_numbers(

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from rankwise.base.shapes import LinearLayer
 from rankwise.compare.journal import Event
 from rankwise.compare.plan import divide
-from rankwise.compare.training import read_trained
+from rankwise.compare.training import read_trained, trials_at_once
 from rankwise.compare.under_way import Run
 from rankwise.lora.attach import State, attached, factor_names
 from rankwise.records import Evaluation, Trial, loss_in
@@ -41,7 +41,7 @@ def _score(run: Run, trials: Sequence[Trial], ranks: Sequence[int]) -> Event:
     rate = trials[0].learning_rate
     smaller = [prepared.config.trial(rank, rate, seed) for seed in ordered for rank in ranks]
     evaluations: dict[int, list[Evaluation]] = {rank: [] for rank in ranks}
-    for members in divide(smaller, prepared.most_trials):
+    for members in divide(smaller, trials_at_once(prepared, run.journal)):
         with attached(base, members, targets) as pack:
             for index, trial in enumerate(pack.trials):
                 whole, state = ordered[trial.seed]

@@ -13,7 +13,7 @@ import numpy as np
 from rankwise.compare.directory import RETAINED, SCORES, RunDirectory
 from rankwise.compare.journal import Journal
 from rankwise.compare.plan import divide
-from rankwise.compare.training import read_trained
+from rankwise.compare.training import read_trained, trials_at_once
 from rankwise.compare.under_way import Run
 from rankwise.lora.attach import attached
 from rankwise.records import Scores, Trial
@@ -50,7 +50,8 @@ def score_trials(run: Run, trials: Sequence[Trial]) -> None:
     test, retained = prepared.task.test, prepared.task.retained
     # Of one seed, so that a run which is extended by others need not score its trials again.
     of_seeds = ([trial for trial in trials if trial.seed == seed] for seed in sorted({trial.seed for trial in trials}))
-    for members in (members for of_seed in of_seeds for members in divide(of_seed, prepared.most_trials)):
+    size = trials_at_once(prepared, journal)
+    for members in (members for of_seed in of_seeds for members in divide(of_seed, size)):
         untested = [trial for trial in members if trial.id not in _done(journal, "scored", test)]
         unread = [
             trial for trial in members if retained is not None and trial.id not in _done(journal, "retained", retained)

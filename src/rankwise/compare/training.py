@@ -137,6 +137,12 @@ def _most_trials(prepared: Prepared, journal: Journal) -> int:
     return min([prepared.most_trials, *(int(event["size"]) for event in journal.of("out of memory"))])
 
 
+def trials_at_once(prepared: Prepared, journal: Journal) -> int:
+    """How many trials are scored together: no more than memory was found to have room for when they were trained."""
+    found = journal.of("pack size")[-1:] if prepared.config.pack_size is None else []
+    return min([_most_trials(prepared, journal), *(int(event["size"]) for event in found)])
+
+
 def _packs(run: Run, schedule: Schedule, results: dict[Trial, TrialResult], size: int) -> list[PlannedPack]:
     """The packs that come next: those that are journaled and not trained, else those of the next leg."""
     directory, journal = run.directory, run.journal
