@@ -686,6 +686,19 @@ def test_a_model_that_was_changed_meanwhile_cannot_go_on(config: ComparisonConfi
         run_rank_comparison(small, run=tmp_path / "run", resume=True)
 
 
+def test_a_model_that_was_moved_goes_on(config: ComparisonConfig, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "bert")
+    small = replace(config, model=str(model), ranks=(2,), seeds=1, learning_rates=(1e-3,), steps=2)
+    before = run_rank_comparison(small, run=tmp_path / "run")
+    moved = replace(small, model=str(model.rename(tmp_path / "moved")))
+    after = run_rank_comparison(replace(moved, ranks=(2, 4)), run=tmp_path / "run", resume=True)
+    assert after.experiments[0].nll == before.experiments[0].nll
+    assert after.model == moved.model
+    another = save_model(tmp_path / "another", "bert", hidden_act="relu")
+    with pytest.raises(UserError, match=r"model is .*moved there and .*another here; the model's revision is sha256:"):
+        run_rank_comparison(replace(moved, model=str(another), ranks=(2, 4)), run=tmp_path / "run", resume=True)
+
+
 def test_a_tokenizer_of_another_model_is_told(config: ComparisonConfig, tmp_path: Path) -> None:
     small = save_model(tmp_path / "small", "bert", vocab_size=10)
     with pytest.raises(UserError, match=r"gives token \d+, and the model has 10 token embeddings"):
