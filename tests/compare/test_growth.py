@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import pytest
 
 from rankwise import ComparisonConfig, RankComparison, UserError, plan_rank_comparison, run_rank_comparison
 from rankwise.compare.journal import Event, Journal
+from rankwise.records import Trial
+from rankwise.train.cost import StepCost
 from tests.compare.runs import SECONDS, KilledError, given_costs, journal, numbers, tiny_comparison
 
 
@@ -113,6 +115,25 @@ def test_a_larger_budget_goes_on_where_a_smaller_one_stopped(config: ComparisonC
     assert ranks(run_rank_comparison(one_rate, run=tmp_path / "run", resume=True)) == [1, 2, 4]
     with pytest.raises(UserError, match="strategy is escalate there and grid here"):
         run_rank_comparison(replace(one_rate, strategy="grid", budget=None), run=tmp_path / "run", resume=True)
+
+
+def test_more_memory_goes_on_where_too_little_stopped(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(base: object, task: object, trials: Sequence[Trial], *settings: object) -> list[StepCost]:
+        return [StepCost(trial.rank, SECONDS, 10**9) for trial in trials]
+
+    monkeypatch.setattr("rankwise.compare.training.measure_costs", costs)
+    one_rate = replace(config, learning_rates=(1e-3,))
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwise.compare.growth.usable_bytes", lambda free: 0)
+        stopped = run_rank_comparison(one_rate, run=tmp_path / "run")
+        assert (ranks(stopped), stopped.recommendation.stopped) == ([2, 4], "memory")
+        still = run_rank_comparison(one_rate, run=tmp_path / "run", resume=True)
+        assert (still.recommendation, path(still)) == (stopped.recommendation, path(stopped))
+    monkeypatch.setattr("rankwise.compare.growth.usable_bytes", lambda free: 10**12)
+    on = run_rank_comparison(one_rate, run=tmp_path / "run", resume=True)
+    assert (ranks(on), on.recommendation.stopped) == ([1, 2, 4], "plateau")
 
 
 def test_another_margin_takes_another_path(config: ComparisonConfig, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -379,6 +380,42 @@ def test_a_rank_that_test_shows_to_suffice_is_the_last(
     assert [experiment.rank for experiment in run.experiments] == [1, 4]
     assert run.recommendation.stopped == "plateau"
     assert not any(note.startswith("test was looked at") for note in run.notes)
+
+
+def test_more_test_examples_are_looked_at_anew(
+    unclear: None, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(*arguments: Any) -> Decision:
+        asked.append(len(arguments[2].nll[0]))
+        return judge(*arguments)
+
+    monkeypatch.setattr("rankwise.compare.growth.judge", counted)
+    small, large = (replace(config, max_test_examples=examples) for examples in (40, 60))
+    run_rank_comparison(small, run=tmp_path / "run")
+    assert asked == [40]
+    grown = run_rank_comparison(large, run=tmp_path / "run", resume=True)
+    assert asked == [40, 60]
+    assert any(note.startswith("test was looked at 2 times on the way") for note in grown.notes)
+    run_rank_comparison(large, run=tmp_path / "run", resume=True)
+    assert asked == [40, 60]
+
+
+def test_a_ladder_from_before_test_examples_were_counted_goes_on(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    before = Journal(finished.run / "journal.jsonl")
+    shutil.copytree(finished.run, tmp_path / "run")
+    (tmp_path / "run/journal.jsonl").unlink()
+    old = Journal(tmp_path / "run/journal.jsonl")
+    for event in before.events:
+        if event["event"] == "ladder":
+            del event["basis"]["examples"]
+        old.append(**event)
+    written = old.path.read_bytes()
+    assert run_rank_comparison(config, run=tmp_path / "run", resume=True).experiments == finished.experiments
+    assert old.path.read_bytes() == written
 
 
 def test_more_seeds_and_ranks_extend_it(finished: RankComparison, config: ComparisonConfig, tmp_path: Path) -> None:

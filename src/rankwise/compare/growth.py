@@ -1,7 +1,8 @@
 """Train ranks one after another, as far as an escalation or a ladder goes; the journal keeps each step.
 
 What a step rests on is kept with it. A run that goes on takes the steps that rest on the same again, without asking
-how much memory or time is left now; an extended one, whose evidence is another, begins with the first step anew.
+how much memory or time is left now, unless that was what stopped it; an extended one, whose evidence is another, begins
+with the first step anew.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def grow(run: Run) -> Grown:
         path = f"{name}: {path_text(steps)}"
         run.tell(path)
         if step.rank is None:
-            # Those of an earlier start with fewer seeds, or another margin, are looks as well.
+            # Those of an earlier start with fewer seeds or test examples, or another margin, are looks as well.
             looks = sum(event["looked"] for event in run.journal.of(name)) - step.looked
             return Grown(grown, step.stopped, (path, *_looked(looks), *_TRUST.get(config.strategy, ())))
         following = dict(grown.prepared.following)
@@ -92,16 +93,20 @@ def _basis(prepared: Prepared, grown: Prepared) -> dict[str, Any]:
         "keep": config.keep,
         "margin": config.margin,
     }
-    of_a_ladder = {"among": list(prepared.config.ranks), "following": sorted(map(list, grown.following.items()))}
+    of_a_ladder = {
+        "among": list(prepared.config.ranks),
+        "following": sorted(map(list, grown.following.items())),
+        "examples": len(prepared.task.test),
+    }
     return basis | (of_a_ladder if prepared.config.strategy == "ladder" else {})
 
 
 def _journaled_step(name: str, basis: dict[str, Any], journal: Journal, budget: float | None) -> Step | None:
     for event in reversed(journal.of(name)):
-        if event["basis"] == basis:
-            # Another budget is asked again where it was what stopped; what was begun is never taken back.
-            stands = event["stopped"] != "budget" or event["budget"] == budget
-            if not stands:
+        # Runs that were begun before the test examples were counted have no number of them.
+        if basis | event["basis"] == basis:
+            # Memory, or another budget, is asked again where it was what stopped; what was begun is never taken back.
+            if event["stopped"] == "memory" or (event["stopped"] == "budget" and event["budget"] != budget):
                 return None
             return Step(tuple(event["found"]), event["rank"], event["stopped"], event["looked"], event["follows"])
     return None
