@@ -465,7 +465,8 @@ def test_one_seed_gives_no_interval_and_says_so(config: ComparisonConfig, tmp_pa
 def test_a_second_process_is_kept_out_of_a_run(
     finished: RankComparison, config: ComparisonConfig, tmp_path: Path
 ) -> None:
-    with FileLock(finished.run / "run.lock"), pytest.raises(UserError, match="in use by another process"):
+    told = r"in use by another process; .* if no process is at work there, remove its run\.lock$"
+    with FileLock(finished.run / "run.lock"), pytest.raises(UserError, match=told):
         run_rank_comparison(config, run=finished.run, resume=True)
 
 
@@ -684,6 +685,26 @@ def test_a_model_that_was_changed_meanwhile_cannot_go_on(config: ComparisonConfi
     (model / "config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
     with pytest.raises(UserError, match="the model's revision is"):
         run_rank_comparison(small, run=tmp_path / "run", resume=True)
+
+
+def test_going_on_under_other_versions_is_told_and_recorded(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(config, ranks=(2,), seeds=1, learning_rates=(1e-3,), steps=2)
+    before = run_rank_comparison(small, run=tmp_path / "run")
+    assert not any("other versions" in note for note in before.notes)
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwise.compare.prepare.version", lambda name: "9.9")
+        run_rank_comparison(replace(small, ranks=(2, 4)), run=tmp_path / "run", resume=True)
+    after = run_rank_comparison(replace(small, ranks=(2, 4)), run=tmp_path / "run", resume=True)
+    (note,) = [note for note in after.notes if "other versions" in note]
+    assert f"; torch {torch.__version__.partition('+')[0]}" in note
+    assert "9.9" in note
+    assert [event["versions"]["numpy"] for event in journal(tmp_path / "run", "versions")] == [
+        np.__version__,
+        "9.9",
+        np.__version__,
+    ]
 
 
 def test_a_model_that_was_moved_goes_on(config: ComparisonConfig, tmp_path: Path) -> None:

@@ -125,7 +125,10 @@ class RunDirectory:
             self._describe(description, test)
             journal = Journal(self.path / "journal.jsonl")
         except Timeout:
-            raise UserError(f"run directory {self.path} is in use by another process; choose another --run") from None
+            raise UserError(
+                f"run directory {self.path} is in use by another process; choose another --run, "
+                f"or, if no process is at work there, remove its {Path(lock.lock_file).name}"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"run directory {self.path} cannot be written ({error.strerror or error}); "

@@ -149,6 +149,7 @@ _STEP |= {"rank": _or_none(_whole), "stopped": _or_none(_text), "looked": _yes_o
 
 # What each event must hold, whoever wrote it: a checksum tells damage, not malice.
 _FIELDS: dict[str, dict[str, Check]] = {
+    "versions": {"versions": _by_name(_text)},
     "baseline": {
         "examples": _whole,
         "validation": lambda value: (

@@ -148,6 +148,7 @@ def _told(observe: Observer, reporting: Reporting) -> Observer:
 
 
 def _compare(run: Run, reporting: Reporting) -> RankComparison:
+    _journal_versions(run)
     baseline = score_baseline(run)
     grown = grow(run)
     run = grown.run
@@ -186,6 +187,7 @@ def _compare(run: Run, reporting: Reporting) -> RankComparison:
             *(note for one, other in zip(choices[1:], others, strict=True) for note in _compared(one, other, first)),
             *notes_on_full,
             *_notes_on_looks(journal),
+            *_notes_on_versions(journal),
         ),
         full=full,
     )
@@ -291,6 +293,24 @@ def _notes_on_looks(journal: Journal) -> list[str]:
         f"the comparison was decided {len(looks)} times, with more data or by another rule: each look errs in up to "
         "5 % of cases, so together they err more often"
     ]
+
+
+def _journal_versions(run: Run) -> None:
+    """Those of this start, where they are others than before; comparison.json has the first ones."""
+    now = describe(run.prepared)["versions"]
+    if [event["versions"] for event in run.journal.of("versions")[-1:]] != [now]:
+        run.journal.append("versions", versions=now)
+
+
+def _notes_on_versions(journal: Journal) -> list[str]:
+    found: dict[str, dict[str, None]] = {}  # in the order of starts, each once
+    for event in journal.of("versions"):
+        for name, version in event["versions"].items():
+            found.setdefault(name, {})[version] = None
+    changed = [f"{name} {', '.join(versions)}" for name, versions in found.items() if len(versions) > 1]
+    if not changed:
+        return []
+    return [f"the run went on under other versions ({'; '.join(changed)}), whose numbers may differ"]
 
 
 def _memory_told() -> AbstractContextManager[None]:
