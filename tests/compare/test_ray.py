@@ -6,14 +6,17 @@ pytest changes here.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +30,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from rankwise import ComparisonConfig, RankComparison, RunError, UserError, run_rank_comparison
 from rankwise.compare.backends import Workers
@@ -240,6 +244,93 @@ def test_a_pack_that_every_worker_dies_with_ends_the_run_in_one_line(
         run_rank_comparison(replace(on_ray, seeds=1), run=tmp_path / "run")
     assert len(journal(tmp_path / "run", "worker lost")) == 3
     assert all_end()
+
+
+class Faulty(Worker):
+    """The first pack of all meets a failure of its worker's machine."""
+
+    error: Exception
+    met: Path
+
+    def start(self, order: Order) -> None:
+        try:
+            self.met.touch(exist_ok=False)
+        except FileExistsError:
+            super().start(order)
+        else:
+            self._news: SimpleQueue[News | Exception] = SimpleQueue()
+            self._news.put(self.error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("CUDA error: unspecified launch failure\nhints"),
+    ],
+    ids=["disk", "checkpoint", "GPU"],
+)
+def test_a_pack_of_a_worker_whose_machine_fails_goes_on_elsewhere(
+    error: Exception,
+    here: RankComparison,
+    on_ray: ComparisonConfig,
+    tmp_path: Path,
+    hire: Callable[[type[Worker]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Faulty, "error", error, raising=False)
+    monkeypatch.setattr(Faulty, "met", tmp_path / "met", raising=False)
+    hire(Faulty)
+    there = run_rank_comparison(on_ray, run=tmp_path / "run")
+    assert_alike(here.run, there.run)
+    (lost,) = journal(there.run, "worker lost")
+    assert re.fullmatch(r"process \d+ on node \S+: .*(No space left on device|launch failure).*", lost["reason"])
+    assert all_end()
+
+
+class Alone(Worker):
+    """On all GPUs but one nothing starts."""
+
+    first: Path
+
+    def prepare(self, setup: WorkerSetup, task: Task) -> tuple[str, int]:
+        try:
+            self.first.touch(exist_ok=False)
+        except FileExistsError:
+            raise RuntimeError("CUDA error: no CUDA-capable device is detected") from None
+        return super().prepare(setup, task)
+
+
+def test_where_more_workers_cannot_start_one_does_all(
+    here: RankComparison,
+    on_ray: ComparisonConfig,
+    tmp_path: Path,
+    hire: Callable[[type[Worker]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Alone, "first", tmp_path / "first", raising=False)
+    hire(Alone)
+    there = run_rank_comparison(on_ray, run=tmp_path / "run")
+    assert_alike(here.run, there.run)
+    (tmp_path / "first").touch()
+    with pytest.raises(RunError, match=r"^\d+ Ray workers in a row died while they loaded .*no CUDA-capable device"):
+        run_rank_comparison(on_ray, run=tmp_path / "none")
+    assert all_end()
+
+
+def test_a_thread_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the driver would wait for the pack for ever."""
+
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker = Worker()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        worker.start(None)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="can't start new thread"):
+        worker.news()
 
 
 def test_a_worker_that_cannot_load_the_base_model_is_told(

@@ -2,7 +2,8 @@
 
 A worker is an actor with the CPUs or the GPU of one pack; Ray places it, there is no scheduler of ours. As many are
 asked for as there are packs waiting, so that a cluster which grows by demand does; those that find no place stay
-behind. Where a worker dies with a pack, the pack goes on from its last checkpoint on another one.
+behind. Where a worker dies with a pack, or its GPU or disk fails, the pack goes on from its last checkpoint on another
+one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from safetensors import SafetensorError
 
 from rankwise.base.source import snapshot
 from rankwise.compare.backends import Done, Job, PackObserver, PackOutOfMemoryError, WorkerLost, Workers
@@ -31,7 +33,7 @@ from rankwise.compare.ray_worker import News, Order, Worker, WorkerSetup, versio
 from rankwise.durable import write_file
 from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Trial
-from rankwise.train.failure import is_out_of_memory
+from rankwise.train.failure import is_device_failure, is_out_of_memory
 
 _MOST_LOST = 3  # workers that die with one pack, or while they load the base model, one after another
 _KNOCK = 10.0  # seconds for a cluster to answer
@@ -131,7 +133,7 @@ class Ray:
                         answer = ray.get(hand.answer)
                     except RayError as error:
                         cause = error.cause if isinstance(error, RayTaskError) else error
-                        if isinstance(cause, RayError):
+                        if isinstance(cause, RayError) or _machine_failed(cause, at_work=job is not None):
                             self._dismiss(hand)
                             if job is not None:
                                 yield WorkerLost(job.pack, _died(hand, cause))
@@ -169,6 +171,8 @@ class Ray:
                 hand.job = waiting.popleft()
                 hand.actor.start.remote(_order(hand.job))
                 hand.answer = hand.actor.news.remote()
+        if self._starts_lost >= _MOST_LOST and self._hands:
+            return  # where more cannot start, those that have do the rest
         on_order = sum(hand.job is None for hand in self._hands)
         for _ in range(len(waiting) - on_order):
             actor = ray.remote(Worker).options(max_restarts=0, **self._needs).remote()
@@ -199,15 +203,15 @@ class Ray:
         hand.job = hand.answer = None
         return Done(job.pack, news.trained, news.seconds)
 
-    def _lose(self, hand: _Hand, error: RayError, lost: Counter[str]) -> None:
-        """Count a worker that died. Raises `RunError` where too many have."""
+    def _lose(self, hand: _Hand, error: Exception, lost: Counter[str]) -> None:
+        """Count a worker that died, or whose machine failed. Raises `RunError` where too many have."""
         if isinstance(error, RayActorError) and error.actor_init_failed:
             raise RunError(f"a Ray worker cannot start: {_line(error)}; is rankwise installed on all nodes?") from error
         if hand.job is None:
             self._starts_lost += 1
-            if self._starts_lost == _MOST_LOST:
+            if self._starts_lost >= _MOST_LOST and not self._hands:
                 raise RunError(
-                    f"{_MOST_LOST} Ray workers in a row died while they loaded the base model ({_line(error)}); "
+                    f"{self._starts_lost} Ray workers in a row died while they loaded the base model ({_line(error)}); "
                     "see the cluster's logs, then go on with --resume"
                 ) from error
             return
@@ -283,7 +287,16 @@ def _order(job: Job) -> Order:
     return Order(job.pack, begin, None, str(job.checkpoint.parent))
 
 
-def _died(hand: _Hand, error: RayError) -> str:
+def _machine_failed(error: Exception, *, at_work: bool) -> bool:
+    """Whether a worker's GPU or disk did, which another may have; memory that is out is told apart."""
+    if is_out_of_memory(error):
+        return False
+    # Without a number it is transformers', of the model's files, which are the same everywhere.
+    of_the_system = isinstance(error, OSError) and error.errno is not None
+    return is_device_failure(error) or of_the_system or (at_work and isinstance(error, SafetensorError))
+
+
+def _died(hand: _Hand, error: Exception) -> str:
     return f"{hand.where}: {_line(error)}"
 
 

@@ -8,6 +8,7 @@ had no time to ask for is joined.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -101,7 +102,11 @@ class Worker:
     def start(self, order: Order) -> None:
         """Begin with a pack."""
         self._news: SimpleQueue[News | Exception] = SimpleQueue()
-        threading.Thread(target=self._train, args=(order, self._news), daemon=True).start()
+        try:
+            threading.Thread(target=self._train, args=(order, self._news), daemon=True).start()
+        # Nobody asks what became of this call; of threads a machine may have no more.
+        except RuntimeError as error:
+            self._news.put(OSError(errno.EAGAIN, str(error)))
 
     def news(self) -> News:
         """Wait until there is something to tell, and tell all of it. Raises what ended the pack before its time."""

@@ -25,15 +25,15 @@ def device_failure_told(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_device_failure(error):
+        if not is_device_failure(error):
             raise
         # Further lines are hints to who debugs kernels.
         raise RunError(f"the device failed ({str(error).splitlines()[0]}); {advice}") from error
 
 
-def _is_device_failure(error: RuntimeError) -> bool:
-    accelerator = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, accelerator) or _FAILED.match(str(error)) is not None
+def is_device_failure(error: Exception) -> bool:
+    told = isinstance(error, RuntimeError) and _FAILED.match(str(error)) is not None
+    return told or isinstance(error, getattr(torch, "AcceleratorError", ()))
 
 
 @contextmanager
