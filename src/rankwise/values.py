@@ -103,12 +103,18 @@ def distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T
     return parsed
 
 
+def _given(items: tuple[T, ...], what: str) -> tuple[T, ...]:
+    if not items:
+        raise UserError(f"no {what} is given")
+    return items
+
+
 def parse_ranks(value: object) -> tuple[int, ...]:
-    return tuple(sorted(distinct(whole_number(1), "rank")(value)))
+    return tuple(sorted(_given(distinct(whole_number(1), "rank")(value), "rank")))
 
 
 def parse_rates(value: object) -> tuple[float, ...]:
-    return tuple(sorted(distinct(parse_positive, "learning rate")(value)))
+    return tuple(sorted(_given(distinct(parse_positive, "learning rate")(value), "learning rate")))
 
 
 def parse_targets(value: object) -> str | tuple[str, ...]:

@@ -92,6 +92,8 @@ def test_a_model_may_be_a_path() -> None:
         ({"ranks": "4,0"}, "ranks: '0' is not a whole number of at least 1"),
         ({"ranks": "-8"}, "ranks: '-8' is not a whole number of at least 1"),
         ({"ranks": "8,4,8"}, "ranks: rank 8 given more than once"),
+        ({"ranks": []}, "ranks: no rank is given"),
+        ({"learning_rates": []}, "learning-rates: no learning rate is given"),
         ({"ranks": ""}, "ranks: '' is not a whole number of at least 1"),
         ({"ranks": [True]}, "ranks: 'True' is not a whole number of at least 1"),
         ({"learning_rates": "1e-3,nan"}, "learning-rates: 'nan' is not a number above 0"),

@@ -40,6 +40,13 @@ def test_a_resolved_answer_is_repeated_with_its_figures() -> None:
     assert "no smaller rank was tried" in reason(decided((0.0, 0.0)), "nll")
 
 
+def test_below_rank_1_there_is_none_to_try() -> None:
+    losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0))
+    decision = decide(losses, baseline, ranks=(1, 2), resamples=200)
+    assert decision.rank == 1
+    assert "was tried" not in reason(decision, "nll")
+
+
 def test_accuracy_is_told_in_points() -> None:
     decision = decided((0.2, 0.1, 0.0, 0.0), margin=Margin(absolute=0.02))
     assert f"at most {100 * limits(decision, 8)[1]:.2f} points" in reason(decision, "accuracy")

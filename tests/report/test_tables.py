@@ -73,6 +73,8 @@ def test_what_was_not_measured_is_a_dash(width: int) -> None:
     assert not re.search("none|nan|inf", text, re.IGNORECASE)
     assert all(words[-1] == "–" for words in rows(text.splitlines()))
     assert "over 1 seed and the test examples; an interval needs two seeds or more" in " ".join(text.split())
+    alike = rendered(comparison_table(changed(unmeasured, seeds=3)), width)
+    assert "no interval where all scores are alike" in " ".join(" ".join(alike).split())
 
 
 @pytest.mark.parametrize(("fewest", "said"), [(5, "over 5 seeds"), (3, "over 3 to 5 seeds")])

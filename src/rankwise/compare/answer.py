@@ -211,7 +211,7 @@ def _recommend(
     unknown = ["other tasks, data and base models", "longer training", forgets]
     if choice.following:
         unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")
-    if decision.rank == smallest:
+    if decision.rank == smallest > 1:
         unknown.insert(0, f"ranks below {smallest}")
     if decision.rank not in (None, decision.verdicts[-1].rank):
         unknown.insert(0, _rare_failures(config.seeds))

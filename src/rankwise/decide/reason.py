@@ -32,7 +32,7 @@ def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest
         parts.append(
             f"whether {_ranks(gap)} would do is not known, since training diverged there: lower learning rates"
         )
-    elif chosen == 0:
+    elif chosen == 0 and decision.rank > 1:
         parts.append("no smaller rank was tried")
     if chosen:
         parts.append(_next_below(decision, chosen, metric, grouped=grouped, largest=largest))

@@ -119,6 +119,8 @@ def _caption(comparison: RankComparison, *, with_nll: bool) -> list[str]:
         "in brackets the 95 % interval, over seeds and examples both"
         if any(e.accuracy_low is not None for e in experiments)
         else "an interval needs two seeds or more"
+        if most == 1
+        else "no interval where all scores are alike"
     )
     rules = {"alpha/sqrt(rank)" if e.use_rslora else "alpha/rank" for e in experiments}
     classifies = comparison.accuracy_of == "examples"

@@ -194,5 +194,5 @@ def test_a_back_end_that_cannot_be_used_is_told_in_one_line(group: Group, monkey
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(BACK_ENDS, "mlflow", unreachable)
-    with pytest.raises(UserError, match=r"mlflow cannot be used \(no route to host\); put that right or leave it out"):
+    with pytest.raises(UserError, match=r"mlflow cannot be used \(no route to host\); put that right and go on with"):
         connect("mlflow", group)

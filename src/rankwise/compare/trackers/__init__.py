@@ -38,6 +38,6 @@ def connect(name: str, group: Group) -> Tracker:
     # A back end's errors are of its own kinds, those of its network's and of its database's.
     except Exception as error:
         raise UserError(
-            f"report-to: {name} cannot be used ({reason_of(error)}); put that right or leave it out, "
-            f"and go on with --run {group.directory} --resume"
+            f"report-to: {name} cannot be used ({reason_of(error)}); put that right and go on with "
+            f"--run {group.directory} --resume, or without it: add --report-to none"
         ) from error
