@@ -147,7 +147,9 @@ class ComparisonConfig:
         "Ranks to compare; with escalate the two to start with [4,8,16,32; escalate: 8,16; ladder: 1,2,4,8,16,32]",
     )
     budget: float | None = _option(
-        None, parse_duration, "With escalate: start no rank that would make the run longer than this: 90s, 30m, 2h."
+        None,
+        parse_duration,
+        "With escalate: start no rank whose steps, without evaluations, would make the run longer than this: 90s, 2h.",
     )
     alpha: AlphaRule = _option(16.0, _alpha, "Alpha: a number for all ranks, or `rank` or `2rank` of each.")
     rslora: bool = _option(False, parse_flag, "Scale by alpha/sqrt(rank); in a comparison short for --scalings rslora.")
