@@ -95,6 +95,8 @@ def parse_inner_share(value: object) -> float:
 def distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T, ...]]:
     def parsed(value: object) -> tuple[T, ...]:
         items = tuple(parse(item) for item in split_list(value))
+        if not items:
+            raise UserError(f"no {what} is given")
         twice = sorted({str(item) for item in items if items.count(item) > 1})
         if twice:
             raise UserError(f"{what} {', '.join(twice)} given more than once")
@@ -103,18 +105,12 @@ def distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T
     return parsed
 
 
-def _given(items: tuple[T, ...], what: str) -> tuple[T, ...]:
-    if not items:
-        raise UserError(f"no {what} is given")
-    return items
-
-
 def parse_ranks(value: object) -> tuple[int, ...]:
-    return tuple(sorted(_given(distinct(whole_number(1), "rank")(value), "rank")))
+    return tuple(sorted(distinct(whole_number(1), "rank")(value)))
 
 
 def parse_rates(value: object) -> tuple[float, ...]:
-    return tuple(sorted(_given(distinct(parse_positive, "learning rate")(value), "learning rate")))
+    return tuple(sorted(distinct(parse_positive, "learning rate")(value)))
 
 
 def parse_targets(value: object) -> str | tuple[str, ...]:

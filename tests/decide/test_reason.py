@@ -139,10 +139,10 @@ def test_a_gain_that_is_only_not_shown_is_no_overfitting() -> None:
 @pytest.mark.parametrize(
     ("excess", "ranks", "missing", "said"),
     [
-        ((0.0, 0.0), (8, 16), (4,), "whether r=4 would do is not known, since training diverged there"),
-        ((0.2, 0.0), (4, 8), (16,), "r=16 may gain more, but training diverged there: lower learning rates"),
+        ((0.0, 0.0), (8, 16), (4,), "whether r=4 would do is not known, since no loss there is finite"),
+        ((0.2, 0.0), (4, 8), (16,), "r=16 may gain more, but no loss there is finite: lower learning rates"),
         ((0.2, 0.0), (4, 64), (), "try r=32, between them"),
-        ((0.2, 0.0), (4, 16), (8,), "training diverged there: lower learning rates; r=4 loses between"),
+        ((0.2, 0.0), (4, 16), (8,), "no loss there is finite: lower learning rates; r=4 loses between"),
     ],
 )
 def test_ranks_without_a_result_are_not_said_to_be_untried(

@@ -101,19 +101,14 @@ def test_its_readme_works_when_pasted(
     assert "- holds for: 20 steps of 16 of the " in (tmp_path / "peft/README.md").read_text()
 
 
+def classifier_run(directory: Path, model: Path, *, dtype: str = "float32", **others: Any) -> Path:
+    return made_run(directory, causal=False, base_model=str(model), revision=None, base=dtype, dtype=dtype, **others)
+
+
 def test_a_classifier(tmp_path: Path) -> None:
     model = save_model(tmp_path / "bert", "bert")
     targets = [f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")]
-    run = made_run(
-        tmp_path / "run",
-        causal=False,
-        base_model=str(model),
-        revision=None,
-        base="float32",
-        dtype="float32",
-        targets=targets,
-        modules_to_save=["classifier"],
-    )
+    run = classifier_run(tmp_path / "run", model, targets=targets, modules_to_save=["classifier"])
     exported = export_recommendation(run, "peft")
     assert exported.path == run / "export/peft"
     assert not any("vLLM" in remark for remark in exported.remarks)
@@ -147,15 +142,7 @@ def test_its_readme_trains_without_the_bases_dropout(
 ) -> None:
     """BERT's is 0.1; what was measured had none."""
     model = save_model(tmp_path / "model", architecture, **changed)
-    run = made_run(
-        tmp_path / "run",
-        causal=False,
-        base_model=str(model),
-        revision=None,
-        base="float32",
-        dtype="float32",
-        targets=[target],
-    )
+    run = classifier_run(tmp_path / "run", model, targets=[target])
     export_recommendation(run, "peft")
     plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
     adapted = pasted(run / "export/peft", monkeypatch)["model"]
@@ -170,13 +157,8 @@ def test_its_readme_trains_without_the_bases_dropout(
 def test_its_readme_trains_the_head_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT copies it as the base has it: in bfloat16 steps below 2⁻⁸ of a weight would be lost."""
     model = save_model(tmp_path / "bert", "bert")
-    run = made_run(
-        tmp_path / "run",
-        causal=False,
-        base_model=str(model),
-        revision=None,
-        targets=["query", "value"],
-        modules_to_save=["classifier", "pooler"],
+    run = classifier_run(
+        tmp_path / "run", model, dtype="bfloat16", targets=["query", "value"], modules_to_save=["classifier", "pooler"]
     )
     export_recommendation(run, "peft")
     file = run / "export/peft/training_arguments.json"

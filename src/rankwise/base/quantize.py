@@ -49,7 +49,7 @@ def stored_quantization(name: str | Path, config: PreTrainedConfig) -> Quantizat
 def stored_whole(config: PreTrainedConfig) -> tuple[str, ...]:
     """The modules that a quantised checkpoint left as they were, as its configuration names them."""
     listed = _stated(config).get("llm_int8_skip_modules")
-    return tuple(str(name) for name in listed) if isinstance(listed, Sequence) else ()
+    return tuple(str(name) for name in listed) if isinstance(listed, list | tuple) else ()
 
 
 def _stated(config: PreTrainedConfig) -> Mapping[str, Any]:

@@ -102,8 +102,10 @@ def _notes_on_failures(choice: Choice) -> Iterator[str]:
         return  # Nothing is learnt at any rank, which the answer says.
     for rank, trials in choice.by_rank.items():
         if failed := failures[rank]:
-            seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
-            seeds = "every seed" if 1 < len(failed) == len(trials) else seeds
+            if 1 < len(failed) == len(trials):
+                seeds = "every seed"
+            else:
+                seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
             yield (
                 f"rank {rank}: at its learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
                 "rank 0; add lower --learning-rates, or more --steps"

@@ -69,7 +69,7 @@ def _full_rates(value: object) -> tuple[float, ...] | None:
 
 
 def _trackers(value: object) -> tuple[TrackerName, ...]:
-    names = distinct(one_of("none", *get_args(TrackerName)), "tracker")(value)
+    names = distinct(one_of("none", *get_args(TrackerName)), "tracker")("none" if value in ((), []) else value)
     if "none" in names and len(names) > 1:
         raise UserError("none and others are both given: leave one out")
     return tuple(name for name in names if name != "none")

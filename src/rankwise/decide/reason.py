@@ -30,7 +30,7 @@ def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest
     below = verdicts[chosen - 1].rank if chosen else 0
     if gap := [rank for rank in decision.missing if below < rank < decision.rank]:
         parts.append(
-            f"whether {_ranks(gap)} would do is not known, since training diverged there: lower learning rates"
+            f"whether {_ranks(gap)} would do is not known, since no loss there is finite: lower learning rates"
         )
     elif chosen == 0 and decision.rank > 1:
         parts.append("no smaller rank was tried")
@@ -111,7 +111,7 @@ def _larger(decision: Decision, below: int, *, largest: bool) -> str:
     """What to train next where the reference is the smallest rank that suffices."""
     reference = decision.verdicts[-1].rank
     if above := [rank for rank in decision.missing if rank > reference]:
-        return f"{_ranks(above)} may gain more, but training diverged there: lower learning rates"
+        return f"{_ranks(above)} may gain more, but no loss there is finite: lower learning rates"
     if reference > 2 * below:
         return f"try r={reference // 2}, between them"
     return "no larger rank can be trained" if largest else f"try r={2 * reference} as well"

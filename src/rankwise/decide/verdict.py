@@ -133,14 +133,15 @@ def decide(
             [each if of.variance else None for each, of in zip(contrasts, differences, strict=True)], alone
         )
     contradicted = _contradicted(losses, baseline, margin, groups, verdicts, confidence, resamples)
-    first = verdicts.index("sufficient") if gains else None
-    smallest = first
-    while smallest is not None and any(
-        not alone.below_zero(mean(shortfall(losses[smallest], losses[above], baseline, margin)))
-        for above, rank in enumerate(ranks)
-        if above > smallest and rank in better
-    ):
-        smallest += 1
+
+    def suffices_beside_better(index: int) -> bool:
+        above = (losses[other] for other, rank in enumerate(ranks) if other > index and rank in better)
+        return all(alone.below_zero(mean(shortfall(losses[index], of, baseline, margin))) for of in above)
+
+    smallest = None
+    if gains:
+        sufficient = range(verdicts.index("sufficient"), len(ranks))
+        smallest = next(index for index in sufficient if suffices_beside_better(index))
     lost = margin.absolute if margin.absolute is not None else (1 - margin.keep) * gain.mean
     growing = None if validation is None else _growing(validation, smallest, lost, confidence)
 
