@@ -18,12 +18,16 @@ _LONGEST_TEXT = 4096
 
 
 def split_list(value: object) -> list[str]:
-    """The items of "4,8,16", of a YAML list, or of a single value.
+    """The items of "4,8,16", of a list, range, set or array, or of a single value.
 
-    >>> split_list("4, 8"), split_list([4, 8]), split_list(8)
-    (['4', '8'], ['4', '8'], ['8'])
+    >>> split_list("4, 8"), split_list([4, 8]), split_list(range(4, 12, 4)), split_list(8)
+    (['4', '8'], ['4', '8'], ['4', '8'], ['8'])
     """
-    items = value if isinstance(value, list | tuple) else _plain(value).split(",")
+    if hasattr(value, "tolist"):  # of NumPy, pandas or torch
+        value = value.tolist()
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)  # the same in every process
+    items = value if isinstance(value, list | tuple | range) else _plain(value).split(",")
     if len(items) > _MOST_ITEMS:
         raise UserError(f"{len(items):,} items are more than the {_MOST_ITEMS:,} that a list may have")
     return [_plain(item).strip() for item in items]

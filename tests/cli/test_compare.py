@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,6 +273,52 @@ def test_a_run_goes_on_with_the_options_it_was_begun_with(place: Path, terminal:
     assert terminal.run("compare", "--run", "runs/none", "--resume")[2] == (
         "rankwise: runs/none is not a run directory, so there is nothing to resume; leave out --resume\n"
     )
+
+
+def test_a_run_goes_on_from_another_directory(
+    place: Path, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/elsewhere")
+    before = kept(place / "runs/elsewhere")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("of somebody else")
+    terminal.succeed("compare", "--run", str(place / "runs/elsewhere"), "--resume")
+    assert kept(place / "runs/elsewhere") == before
+
+
+def test_a_run_that_is_there_is_told_before_what_its_options_lack(place: Path, terminal: Terminal) -> None:
+    terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/there")
+    code, _, errors = terminal.run("compare", "--run", "runs/there")
+    assert code == 2
+    assert errors == ("rankwise: run directory runs/there exists: continue it with --resume, or choose another --run\n")
+
+
+def test_a_removed_adapter_is_made_anew(place: Path, terminal: Terminal) -> None:
+    terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/removed")
+    shutil.rmtree(place / "runs/removed/adapter")
+    code, _, errors = terminal.run("inspect", "runs/removed")
+    assert (code, errors) == (
+        2,
+        "rankwise: runs/removed is a run whose adapter/ was removed: "
+        "rankwise compare --run runs/removed --resume makes it anew\n",
+    )
+    terminal.succeed("compare", "--run", "runs/removed", "--resume")
+    terminal.succeed("inspect", "runs/removed")
+
+
+def test_an_interrupt_while_the_program_is_loaded_is_no_traceback() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "rankwise.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from rankwise.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"config": []}', '{"config": {"no option": 1}}'])

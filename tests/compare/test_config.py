@@ -5,8 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,17 @@ def test_lists_are_the_same_from_text_from_yaml_and_from_python(
     assert config(**as_text) == made
     from_yaml = yaml.safe_load(yaml.safe_dump({"train": "train.csv", "ranks": ranks, "learning-rates": rates}))
     assert ComparisonConfig.from_mapping(from_yaml, "a.yaml") == made
+
+
+@given(ranks)
+def test_lists_may_come_as_whatever_python_holds_them_in(ranks: list[int]) -> None:
+    made = config(ranks=ranks)
+    for held in (set(ranks), frozenset(ranks), np.array(ranks), torch.tensor(ranks), pd.Series(ranks)):
+        assert config(ranks=held) == made
+    assert config(ranks=range(4, 17, 4)).ranks == (4, 8, 12, 16)
+    assert config(ranks=np.array(8)).ranks == (8,)
+    assert config(learning_rates=np.array([1e-3, 1e-4])).learning_rates == (1e-4, 1e-3)
+    assert config(target_modules={"v_proj", "q_proj"}).target_modules == ("q_proj", "v_proj")
 
 
 @given(
@@ -198,10 +211,12 @@ def test_every_option_has_a_help_text_and_a_parser() -> None:
 
 def test_a_files_data_is_found_from_where_the_file_lies(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\n")
-    (tmp_path / "c.yaml").write_text("train: train.csv\nvalidation: user/data\nranks: [4, 8]\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "c.yaml").write_text("train: train.csv\nvalidation: user/data\ntest: data\nranks: [4, 8]\n")
     assert read_config_file(tmp_path / "c.yaml") == {
         "train": str(tmp_path / "train.csv"),
         "validation": "user/data",
+        "test": str(tmp_path / "data"),
         "ranks": [4, 8],
     }
 
@@ -211,6 +226,8 @@ def test_a_files_data_is_found_from_where_the_file_lies(tmp_path: Path) -> None:
     [
         ("ranks: [4", r"not YAML \(while parsing a flow sequence in line 1, column 8: .*\)$"),
         ("- 4\n- 8\n", "must hold options"),
+        ("ranks: 4\nseeds: 2\nranks: 8\n", r"c\.yaml: ranks is given twice; leave one out$"),
+        ("max-length: 4\nmax_length: 8\n", r"c\.yaml: max-length is given twice; leave one out$"),
         ("", "must hold options"),
         (None, "cannot be read"),
     ],

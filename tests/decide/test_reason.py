@@ -89,6 +89,27 @@ def test_every_answer_says_what_to_do(excess: tuple[float, ...], simulated: dict
     assert said in reason(decided(excess, **simulated), "nll")
 
 
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        (1.0, "gains 100.00 points over the frozen model on every test example with every seed alike"),
+        (0.0, "is no better than the frozen model on every test example with every seed alike"),
+    ],
+)
+def test_where_nothing_varies_no_more_seeds_are_asked_for(baseline: float, said: str) -> None:
+    decision = decide(np.zeros((2, 3, 40)), np.full(40, baseline), ranks=(8, 16))
+    reasons = reason(decision, "accuracy")
+    assert said in reasons
+    assert "test on other examples or with --metric nll" in reasons
+    assert ("higher learning rates" in reasons) is (baseline == 0)
+    assert "seeds" not in reasons
+
+
+def test_one_example_asks_for_more_of_them() -> None:
+    decision = decide(np.zeros((2, 3, 1)), np.ones(1), ranks=(8, 16))
+    assert "test on more" in reason(decision, "nll")
+
+
 def test_a_lead_that_grows_asks_for_longer_training_and_for_nothing_else() -> None:
     losses, baseline = comparison(np.random.default_rng(0), (0.0, 0.0))
     curves = np.full((2, 5, 2), 0.5)

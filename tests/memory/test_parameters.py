@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from packaging.version import Version
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
     DebertaConfig,
     Glm4MoeConfig,
     LlamaConfig,
@@ -17,11 +18,13 @@ from transformers import (
     PreTrainedConfig,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    T5Config,
 )
 
 from rankwise.base.shapes import LinearLayer, meta_model
 from rankwise.base.source import EMBEDDED
 from rankwise.errors import UserError
+from rankwise.memory.estimate import estimate_ranks
 from rankwise.memory.parameters import check_ranks, estimate_lora_params
 from rankwise.records import ParameterCount
 from tests.models import peft_model, save_model, tiny_config
@@ -192,3 +195,13 @@ def test_a_rank_that_some_layers_lack_is_warned_about() -> None:
 def test_a_rank_that_no_layer_has_cannot_be_compared() -> None:
     with pytest.raises(UserError, match="rank 65 is more than any adapted layer has: the largest is 64"):
         check_ranks([8, 65], LAYERS)
+
+
+@pytest.mark.parametrize("method", ["simulate", "formula"])
+@pytest.mark.parametrize("kind", [T5Config, BartConfig])
+def test_an_encoder_with_a_decoder_is_refused_whichever_of_them_transformers_could_build(
+    kind: type[PreTrainedConfig], method: Literal["simulate", "formula"]
+) -> None:
+    config = kind(architectures=[f"{kind.__name__.removesuffix('Config')}ForConditionalGeneration"])
+    with pytest.raises(UserError, match="has an encoder and a decoder: give a model with one of them"):
+        estimate_ranks(config, [8], method=method)

@@ -57,8 +57,13 @@ def require_classifier(config: PreTrainedConfig) -> None:
     known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if not known and AutoModelForSequenceClassification.__name__ not in remote:
         raise UserError(f"a {config.model_type} model cannot classify sequences in transformers: give another model")
+    # BART and T5 pick the last end-of-text token, of which every row must have the same number.
+    require_one_stack(config)
+
+
+def require_one_stack(config: PreTrainedConfig) -> None:
+    """Raise `UserError` where the architecture has an encoder and a decoder."""
     if config.is_encoder_decoder:
-        # BART and T5 pick the last end-of-text token, of which every row must have the same number.
         raise UserError(f"a {config.model_type} model has an encoder and a decoder: give a model with one of them")
 
 

@@ -51,8 +51,12 @@ def options_from_config(command: Callable[..., None], names: Collection[str] | N
 
 
 def check_resume(run: Path | None, *, resume: bool) -> None:
-    """Raise `UserError` where a run is to go on and is not named."""
-    if resume and run is None:
+    """Raise `UserError` where a run is to go on and is not there, or is there and not to go on."""
+    if run is not None:
+        from rankwise.compare.directory import RunDirectory
+
+        RunDirectory(run).check_free(resume=resume)
+    elif resume:
         raise UserError("--resume goes on with a run: say which with --run")
 
 

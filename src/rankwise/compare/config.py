@@ -41,7 +41,7 @@ TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 _BASES: tuple[Base, ...] = get_args(Base)
 
 BUILT_IN = ("docmatch", "docstrings")  # tasks that bring their own data
-_DATA = ("train", "validation", "test", "retain")
+DATA = ("train", "validation", "test", "retain")
 _IN_MEMORY = " in memory"
 _RANKS = {"grid": (4, 8, 16, 32), "escalate": (8, 16), "ladder": (1, 2, 4, 8, 16, 32)}  # where none are given
 
@@ -248,7 +248,7 @@ class ComparisonConfig:
         if self.max_length is None:
             object.__setattr__(self, "max_length", 512 if self.task == "instruction" else 128)
         if self.task in BUILT_IN:
-            data = [name for name in _DATA if getattr(self, name) is not None]  # a table cannot be asked whether it is
+            data = [name for name in DATA if getattr(self, name) is not None]  # a table cannot be asked whether it is
             for name in [*data, *self._given("text", "text_pair", "label", "group", "keep_leaked")]:
                 raise UserError(f"{name}: task {self.task} brings its own data; leave it out")
         elif self.train is None:

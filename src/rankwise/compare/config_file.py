@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config import DATA, ComparisonConfig
 from rankwise.errors import RunError, UserError, reason_of, shortened
 
 _LONGEST, _MOST_OPEN = 100_000, 50
@@ -23,6 +23,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         # PyYAML's time grows with the square of the brackets that are open.
         if len(text) > _LONGEST or _most_open(text) > _MOST_OPEN:
             raise ValueError("a configuration is no longer than 100,000 characters, and no nest of brackets")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
         # A number that stands alone is read as the file.
@@ -32,42 +33,42 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = reason_of(error).replace(' in "<unicode string>",', " in")
         raise UserError(f"{path}: not YAML ({reason})") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
     if not all(isinstance(name, str) for name in values):
         raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
+    # Of the same name twice PyYAML keeps the last, without a word.
+    names = [name.value.replace("-", "_") for name, _ in node.value]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{path}: {twice.replace('_', '-')} is given twice; leave one out")
     # A file may have come from somebody else; what runs their code is the user's own word.
     if values.get("trust-remote-code") or values.get("trust_remote_code"):
         raise UserError(f"{path}: trust-remote-code is for the command line alone: read that code, then give it there")
-    for name in ("train", "validation", "test", "retain"):
+    for name in DATA:
         value = values.get(name)
         if not (value is None or isinstance(value, str)):
             raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
-        if value is not None and _is_file(path.parent / value):
-            values[name] = str(path.parent / value)
-    model = values.get("model")
-    if isinstance(model, str) and _is_file(path.parent / model / "config.json"):
-        values["model"] = str(path.parent / model)
-    return values
+    return _located(values, path.parent)
 
 
 def read_begun(run: Path) -> dict[str, Any]:
-    """The options that a run was begun with, by their names.
+    """The options that a run was begun with, by their names; its files are found from where it was begun.
 
-    Raises `UserError` where there is no run, `RunError` where it is damaged.
+    Raises `RunError` where it is damaged.
     """
-    from rankwise.compare.directory import DAMAGE, RunDirectory
+    from rankwise.compare.directory import DAMAGE
 
-    RunDirectory(run).check_free(resume=True)
     file = run / "comparison.json"
     try:
-        config = begun_with(json.loads(file.read_text(encoding="utf-8")))
+        description = json.loads(file.read_text(encoding="utf-8"))
+        config = begun_with(description)
         # Running a model's own code is the user's word each time.
-        return {
+        given = {
             name: value
             for name, value in config.items()
             if name != "trust_remote_code" and not ComparisonConfig.is_default(name, value)
         }
+        return _located(given, Path(description.get("directory", "")))
     except (OSError, *DAMAGE) as error:
         raise RunError(f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run") from error
 
@@ -79,10 +80,18 @@ def begun_with(description: Mapping[str, Any]) -> dict[str, Any]:
     return {**description["config"], **({} if bases is None else {**of_bases, "bases": bases})}
 
 
-def _is_file(path: Path) -> bool:
+def _located(values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The options, with the data and the model that lie in a directory found there."""
+    marks = {**dict.fromkeys(DATA, ""), "model": "config.json"}
+    given = {name: values[name] for name in marks if isinstance(values.get(name), str) and values[name]}
+    places = {name: directory / value for name, value in given.items()}
+    return values | {name: str(place) for name, place in places.items() if _exists(place / marks[name])}
+
+
+def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # no name that a file could have
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file could have
         return False
 
 

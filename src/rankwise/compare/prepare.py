@@ -7,6 +7,7 @@ import platform
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -268,6 +269,7 @@ def describe(prepared: Prepared) -> Description:
     base, task = prepared.base, prepared.task
     return {
         "config": prepared.config.to_dict(),
+        "directory": str(Path.cwd()),  # which paths in it are meant from
         "model": {
             "revision": base.revision,
             "dtype": base.dtype,

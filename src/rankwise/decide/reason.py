@@ -44,9 +44,19 @@ def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest
 
 def _without_rank(decision: Decision, metric: Metric) -> str:
     reference, gain = decision.verdicts[-1].rank, decision.gain
-    if gain.low is None or gain.high is None or gain.low == gain.high:
+    if gain.low is None or gain.high is None:
         return (
-            "one seed, one example or losses that never vary tell nothing: train with --seeds 3 or more, 5 are better"
+            "one seed tells nothing, nor do test examples that are one, or nearly all of one group: "
+            "train with --seeds 3 or more, 5 are better, and test on more"
+        )
+    if gain.low == gain.high:
+        gains = f"gains {_amount(gain.mean, metric)} over" if gain.mean else "is no better than"
+        ways = ["test on other examples"]
+        ways += ["with --metric nll"] if metric == "accuracy" else []
+        ways += [] if gain.mean else ["train with higher learning rates"]
+        return (
+            f"r={reference} {gains} the frozen model on every test example with every seed alike, "
+            f"and what never varies tells nothing: {' or '.join(ways)}"
         )
     gained = f"r={reference} gains between {_between(gain.low, gain.high, metric)} over the frozen model"
     if decision.status == "no_gain":

@@ -130,8 +130,14 @@ def _unusable(directory: Path, problems: Sequence[str]) -> UserError:
 def read_settings(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG_NAME
     if not file.is_file():
-        run = " yet: the run in it has not ended" if (directory / "comparison.json").is_file() else ""
-        raise UserError(f"{directory} is not an adapter{run}: it has no {CONFIG_NAME}")
+        if not (directory / "comparison.json").is_file():
+            raise UserError(f"{directory} is not an adapter: it has no {CONFIG_NAME}")
+        if not (directory / "experiments.json").is_file():
+            raise UserError(f"{directory} is not an adapter yet: the run in it has not ended")
+        raise UserError(
+            f"{directory} is a run whose adapter/ was removed: "
+            f"rankwise compare --run {directory} --resume makes it anew"
+        )
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rankwise.base.quantize import Quantization, quantization_config, stored_whole
-from rankwise.base.shapes import head_modules, is_causal, match_targets
+from rankwise.base.shapes import head_modules, is_causal, match_targets, require_one_stack
 from rankwise.errors import UserError, reason_of
 from rankwise.memory.settings import StepSettings
 
@@ -31,7 +31,11 @@ _DOUBLE_BLOCK = 256  # scales that share one scale of their own
 
 
 def meta_step_model(config: PreTrainedConfig, settings: StepSettings) -> PreTrainedModel:
-    """The base model on the meta device, in the dtype and with the attention of the settings, not yet quantised."""
+    """The base model on the meta device, in the dtype and with the attention of the settings, not yet quantised.
+
+    Raises `UserError` where transformers cannot build it, or would build its decoder alone.
+    """
+    require_one_stack(config)
     config = copy.deepcopy(config)
     config.use_cache = False
     auto = AutoModelForCausalLM if is_causal(config) else AutoModelForSequenceClassification
