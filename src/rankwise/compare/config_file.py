@@ -33,12 +33,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = reason_of(error).replace(' in "<unicode string>",', " in")
         raise UserError(f"{path}: not YAML ({reason})") from error
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: must hold options, one `name: value` a line")
     if not all(isinstance(name, str) for name in values):
         raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
     # Of the same name twice PyYAML keeps the last, without a word.
-    names = [name.value.replace("-", "_") for name, _ in node.value]
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [name.value.replace("-", "_") for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: {twice.replace('_', '-')} is given twice; leave one out")
     # A file may have come from somebody else; what runs their code is the user's own word.
