@@ -268,6 +268,75 @@ def test_a_data_sets_own_splits_are_taken_where_only_train_is_given(tmp_path: Pa
     assert named_twice["test"].columns["text"] == ["from test"]
 
 
+def test_what_datasets_saved_is_read_without_what_map_and_filter_keep_beside_it(tmp_path: Path) -> None:
+    splits = {"train": labelled([0, 1, 1, 0]), "validation": labelled([1, 0]), "test": labelled([1])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "all")
+    saved = datasets.load_from_disk(str(tmp_path / "all"))
+    saved["train"].map(lambda row: {"text": f"changed {row['text']}"})
+    saved["train"].filter(lambda row: row["label"] == 1)
+    assert len(list((tmp_path / "all" / "train").glob("cache-*.arrow"))) == 2
+    for directory in (str(tmp_path / "all"), tmp_path / "all"):
+        read = read_splits(directory, None, None, ["text", "label"])
+        assert {split: len(rows.columns["text"]) for split, rows in read.items()} == {
+            "train": 4,
+            "validation": 2,
+            "test": 1,
+        }
+        assert read["train"].columns["label"] == ["neg", "pos", "pos", "neg"]
+    alone = read_splits(tmp_path / "all" / "train", None, tmp_path / "all", ["text"])
+    assert {split: len(rows.columns["text"]) for split, rows in alone.items()} == {"train": 4, "test": 1}
+
+
+def test_a_saved_data_set_of_one_split_is_whichever_it_is_given_as(tmp_path: Path) -> None:
+    labelled([0, 1, 1]).save_to_disk(tmp_path / "rows")
+    for split in ("train", "test"):
+        read = read_rows(tmp_path / "rows", ["text", "label"], split=split)
+        assert read.columns == {"text": ["t0", "t1", "t2"], "label": ["neg", "pos", "pos"]}
+    datasets.DatasetDict({"dev": labelled([0]), "rest": labelled([1])}).save_to_disk(tmp_path / "named")
+    assert "no train split, only 'dev', 'rest'" in refusal(tmp_path / "named")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train/data-00000-of-00001.arrow", None),
+        ("train/data-00000-of-00001.arrow", b"ARROW1"),
+        ("train/state.json", None),
+        ("train/state.json", b"{"),
+        ("train/dataset_info.json", b"[]"),
+        ("dataset_dict.json", b'{"splits": []}'),
+        ("dataset_dict.json", b'{"splits": ["other"]}'),
+    ],
+)
+def test_a_damaged_saved_data_set_is_one_line(file: str, content: bytes | None, tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": labelled([0, 1])}).save_to_disk(tmp_path / "saved")
+    damaged = tmp_path / "saved" / file
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    assert refusal(tmp_path / "saved").startswith(f"directory {tmp_path / 'saved'} could not be loaded: ")
+
+
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_saved_data_set_gives_no_traceback(
+    at: float, bit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("flipped") / "saved"
+    labelled([0, 1] * 20).save_to_disk(directory)
+    (arrow,) = directory.glob("*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[int(at * len(content))] ^= 1 << bit
+    arrow.write_bytes(content)
+    message = str(directory)
+    try:
+        read_splits(directory, None, None, ["text", "label"])
+    except UserError as error:
+        message = str(error)
+    assert str(directory) in message
+    assert message.isprintable()
+
+
 def test_a_benchmarks_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     directory.mkdir()

@@ -127,13 +127,15 @@ def _names_data_set(source: Source) -> bool:
 
 
 def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
-    """All splits of a hub data set or a local directory, its CSV files read as text."""
+    """All splits of a hub data set or a local directory, its CSV files read as text, or of what `datasets` saved."""
     import datasets
     from datasets.packaged_modules.csv.csv import CsvConfig
 
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is said again in our one line
     try:
+        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            return _saved(name)
         # It takes its name from the path's last part, which "." does not have.
         place = str(Path(name).resolve()) if Path(name).is_dir() else name
         builder = datasets.load_dataset_builder(place)
@@ -152,6 +154,19 @@ def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
         raise UserError(f"{what} could not be loaded: {reason}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def _saved(directory: str) -> datasets.DatasetDict:
+    """What `save_to_disk` wrote: its own files alone, for `map` and `filter` leave other Arrow files beside them."""
+    import datasets
+
+    loaded = datasets.load_from_disk(directory)
+    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if not parts:
+        raise ValueError("its dataset_dict.json names no split; save it anew")
+    for part in parts.values():
+        part.data.validate(full=True)  # loading maps the files, and a process may end that reads damaged ones
+    return datasets.DatasetDict(parts)
 
 
 def _part(parts: datasets.DatasetDict, split: SplitName, shapes: Sequence[Shape], *, name: str) -> Table:
