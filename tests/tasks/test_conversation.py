@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ FORGETFUL = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
+WITH_TOOLS = "{% if tools %}{{ 'tools: ' + tools | tojson + '.' }}{% endif %}" + CHAT_TEMPLATE
+
 
 def tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     made = tiny_tokenizer()
@@ -29,7 +32,7 @@ def tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
+def said(*turns: tuple[str, str]) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
@@ -61,6 +64,11 @@ TWO_TURNS = said(("user", "one"), ("assistant", "two"), ("user", "three"), ("ass
             ["3."],
         ),
         ({"instruction": "add", "input": None, "output": "3"}, "user: add.assistant: 3.", ["3."]),
+        (
+            {"instruction": "add", "input": None, "output": "3", "system": "be brief"},
+            "system: be brief.user: add.assistant: 3.",
+            ["3."],
+        ),
     ],
 )
 def test_what_is_learned_of_each_shape(row: dict[str, Any], text: str | None, parts: list[str]) -> None:
@@ -91,6 +99,73 @@ def test_alpaca_without_a_template_is_alpacas_own_prompt() -> None:
     assert "further context" not in without
 
 
+def test_what_alpacas_columns_say_to_the_system_stands_in_the_place_of_alpacas_own_preamble() -> None:
+    row = {"instruction": "add", "input": "1 2", "output": "3", "system": "be brief"}
+    whole, parts = learned(row, tokenizer(None))
+    assert whole == "be brief\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n3[SEP]"
+    assert parts == ["3[SEP]"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "number"}}}}]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, json.dumps, lambda tools: np.array(tools, dtype=object)])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TWO_TURNS},
+        {"prompt": TWO_TURNS[:3], "completion": TWO_TURNS[3:]},
+        {"instruction": "add", "input": None, "output": "3"},
+    ],
+)
+def test_tools_are_the_templates_to_write(row: dict[str, Any], kind: Callable[[Any], Any]) -> None:
+    made = tokenizer(WITH_TOOLS)
+    plain, parts = learned(row, made)
+    whole, with_tools = learned(row | {"tools": kind(TOOLS)}, made)
+    assert with_tools == parts
+    begin, end = "tools: ", "." + plain
+    assert whole.startswith(begin)
+    assert whole.endswith(end)
+    assert json.loads(whole[len(begin) : -len(end)]) == TOOLS
+    assert render(row | {"tools": kind(TOOLS)}, made).read >= {"tools"}
+    assert "tools" not in render(row | {"tools": kind(TOOLS)}, tokenizer()).read
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "[]", float("nan"), np.array([])])
+def test_a_template_that_introduces_tools_hears_nothing_of_none(nothing: Any) -> None:
+    made = tokenizer("{% if tools is not none %}{{ 'tools: ' }}{% endif %}" + CHAT_TEMPLATE)
+    assert learned({"messages": TWO_TURNS, "tools": nothing}, made) == learned({"messages": TWO_TURNS}, made)
+
+
+def test_what_arrow_fills_up_is_no_part_of_a_tool() -> None:
+    """One column of records has the keys of all of them in each."""
+    import datasets
+
+    tools = [{"name": "add", "parameters": {"a": {"type": "number"}}}, {"name": "now", "parameters": {"b": None}}]
+    (row,) = datasets.Dataset.from_list([{"messages": TWO_TURNS, "tools": tools}])
+    assert row["tools"][0]["parameters"] == {"a": {"type": "number"}, "b": None}
+    whole, _ = learned(row, tokenizer(WITH_TOOLS))
+    assert '{"name": "add", "parameters": {"a": {"type": "number"}}}, {"name": "now", "parameters": {}}' in whole
+
+
+def test_a_template_for_tools_is_taken_where_there_are_some() -> None:
+    made = tokenizer()
+    made.chat_template = {"default": CHAT_TEMPLATE, "tool_use": WITH_TOOLS}
+    assert learned({"messages": TWO_TURNS}, made)[0].startswith("user: one.")
+    assert learned({"messages": TWO_TURNS, "tools": TOOLS}, made)[0].startswith("tools: ")
+
+
+@pytest.mark.parametrize("never", [0, 0.0, False])
+def test_a_turn_of_weight_0_is_read_and_not_learned(never: Any) -> None:
+    first, last = ([dict(turn) for turn in TWO_TURNS] for _ in range(2))
+    first[1]["weight"], first[3]["weight"] = never, 1
+    text, parts = learned({"messages": first}, tokenizer())
+    assert (text, parts) == ("user: one.assistant: two.user: three.assistant: four.", ["four."])
+    last[1]["weight"], last[3]["weight"] = None, never
+    assert learned({"messages": last}, tokenizer()) == ("user: one.assistant: two.", ["two."])
+    assert render({"messages": first}, tokenizer()).skipped == 0
+
+
 def test_a_tokenizers_beginning_is_before_the_prompt() -> None:
     made = tokenizer(None)
     made.bos_token = "[CLS]"
@@ -119,6 +194,16 @@ def test_a_turn_that_the_template_leaves_out_later_is_not_learned() -> None:
         ({"messages": "[" * 100_000}, "messages is not a list of messages"),
         ({"messages": [5]}, "message 1 of messages has no role and content that are text"),
         ({"messages": said(("assistant", "hello"))}, r"the chat template refuses it \(it begins with the user\)"),
+        ({"messages": TWO_TURNS, "tools": "{"}, "tools is neither a list nor the JSON of one"),
+        ({"messages": TWO_TURNS, "tools": "[" * 100_000}, "tools is neither a list nor the JSON of one"),
+        ({"messages": TWO_TURNS, "tools": ["add"]}, "tools is not a list of objects"),
+        ({"messages": TWO_TURNS, "tools": '{"name": "add"}'}, "tools is not a list of objects"),
+        ({"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": 0}]}, "every turn of the assistant has weight 0"),
+        (
+            {"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": 0.5}]},
+            "message 2 of messages has a weight that is neither 0 nor 1",
+        ),
+        ({"instruction": "a", "input": "", "output": "b", "system": ["c"]}, "system is not text"),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
         ({"prompt": None, "completion": "b"}, "prompt is empty"),
         ({"prompt": "a", "completion": {"x": 1}}, "completion is not text"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,6 +216,45 @@ def test_turns_that_are_not_learned_are_counted(tmp_path: Path) -> None:
     records = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in said]} for n in range(10)]
     task = load(jsonl(tmp_path / "train.jsonl", records))
     assert task.notes[0].startswith("10 turns of the assistant are read and not learned")
+
+
+def test_columns_of_a_conversation_that_are_not_read_are_named(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a {n}"}],
+            "tools": [{"name": "add"}] if n < 2 else [],
+            "history": f"h {n}",
+            "source": "x",
+        }
+        for n in range(20)
+    ]
+    path = jsonl(tmp_path / "train.jsonl", records)
+    assert load(path).notes[0] == (
+        "not read, and no part of what is learned from: 'tools' of 2 examples, 'history' of 20 examples"
+        "; tools need messages, and a chat template with a place for them"
+    )
+    with_a_place = tokenizer("{{ tools or '' }}" + CHAT_TEMPLATE)
+    assert load(path, tokenizer=with_a_place).notes[0].endswith("learned from: 'history' of 20 examples")
+    assert not any("not read" in note for note in load(path, tokenizer=with_a_place, group="history").notes)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_tools_are_the_same_from_every_kind_of_file(suffix: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    tools = [{"name": "add", "parameters": {"a": {"minimum": 1}}}]
+    frame = pd.DataFrame([{"messages": turns, "tools": tools}] * 10)
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "csv":
+        frame.map(json.dumps).to_csv(path, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=suffix == "jsonl")
+    made = tokenizer("{% for tool in tools %}{{ tool.name + (tool.parameters.a.minimum + 4) | string }}{% endfor %}.")
+    made.chat_template += CHAT_TEMPLATE
+    task = load(path, tokenizer=made, keep_leaked=True)
+    whole = "".join(made.convert_ids_to_tokens(task.train.input_ids[0].tolist()))
+    assert whole.startswith("add5.user")
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the shared data are not here")

@@ -1,13 +1,16 @@
 """One example of instruction tuning, in any of the common shapes, as a text and the parts of it that are learned.
 
-- `messages`: a conversation, rendered by the tokenizer's chat template; learned are the assistant's turns.
+- `messages`: a conversation, rendered by the tokenizer's chat template; learned are the assistant's turns, but those of
+  weight 0.
 - `prompt` and `completion`: two texts, taken as they stand, or two lists of messages; learned is the completion.
-- `instruction`, `input` and `output` (Alpaca): by the chat template, or without one by Alpaca's own prompt.
+- `instruction`, `input` and `output` (Alpaca), perhaps `system`: by the chat template, or without one by Alpaca's own
+  prompt.
 - `prompt` (or `question`), `choices` and `answer`: a multiple choice; learned is the right choice, and an example is
   right where that is likelier than the others.
 - `text`: learned as a whole.
 
-Where there is no template the text begins and ends with the tokenizer's own tokens for that.
+A chat template is given `tools`, too. Where there is none the text begins and ends with the tokenizer's own tokens for
+that.
 """
 
 from __future__ import annotations
@@ -28,19 +31,22 @@ from rankwise.tasks.source import as_text, is_missing, is_unicode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What belongs to a conversation in many data, and is not read in every shape.
+BESIDE = ("tools", "system", "system_prompt", "functions", "documents", "context", "history")
+
 SHAPES = (
-    Shape(("messages",)),
-    Shape(("prompt", "completion")),
-    Shape(("instruction", "output"), optional=("input",)),
-    *(Shape((asked, "choices", "answer")) for asked in ("prompt", "question")),
-    Shape(("text",)),
+    Shape(("messages",), optional=BESIDE),
+    Shape(("prompt", "completion"), optional=BESIDE),
+    Shape(("instruction", "output"), optional=("input", *BESIDE)),
+    *(Shape((asked, "choices", "answer"), optional=BESIDE) for asked in ("prompt", "question")),
+    Shape(("text",), optional=BESIDE),
 )
 
 # Source: Taori et al. 2023, "Stanford Alpaca", the prompts of its training data.
-_ALPACA = (
+_BELOW = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}{given}\n\n### Response:\n"
 )
+_ALPACA = "{system}\n\n### Instruction:\n{instruction}{given}\n\n### Response:\n"
 
 # Some templates write today's date: a fixed one, or a run could not go on tomorrow. It is Llama 3.2's own.
 _DATE = date(2024, 7, 26)
@@ -58,19 +64,20 @@ class Rendered:
     """A text with the special tokens in it, and its learned parts as (start, end), in characters and in order.
 
     `skipped` counts turns of the assistant that are read and not learned: the template writes them otherwise later on.
-    `rivals` are the wrong choices of a multiple choice.
+    `rivals` are the wrong choices of a multiple choice. `read` are the columns of `BESIDE` that the text would show.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     skipped: int = 0
     rivals: tuple[Rendered, ...] = ()
+    read: frozenset[str] = frozenset()
 
 
 def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """A row of one of the shapes. Raises `BadExample`, and `UserError` for messages without a chat template."""
     if "messages" in row:
-        return _render_messages(_messages(row["messages"], "messages"), 0, tokenizer)
+        return _render_messages(_messages(row["messages"], "messages"), 0, row, tokenizer)
     if "choices" in row:
         return _multiple_choice(row, tokenizer)
     if "text" in row:
@@ -79,19 +86,25 @@ def render(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Render
         prompt, completion = _unpacked(row["prompt"]), _unpacked(row["completion"])
         if isinstance(prompt, list) and isinstance(completion, list):
             before = _messages(prompt, "prompt")
-            return _render_messages([*before, *_messages(completion, "completion")], len(before), tokenizer)
+            return _render_messages([*before, *_messages(completion, "completion")], len(before), row, tokenizer)
         return _whole(text_of(row["prompt"], "prompt"), text_of(row["completion"], "completion"), tokenizer)
     instruction, output = text_of(row["instruction"], "instruction"), text_of(row["output"], "output")
-    given = "" if _is_blank(row["input"]) else text_of(row["input"], "input")
+    given, system = (
+        "" if is_empty(row.get(column)) else text_of(row[column], column) for column in ("input", "system")
+    )
+    read = frozenset({"system"})
     if tokenizer.chat_template is None:
         prompt_text = _ALPACA.format(
-            paired=", paired with an input that provides further context" if given else "",
+            # Axolotl, too, puts the system's turn in this place.
+            system=system or _BELOW.format(paired=", paired with an input that provides further context" * bool(given)),
             instruction=instruction,
             given=f"\n\n### Input:\n{given}" if given else "",
         )
-        return _whole(prompt_text, output, tokenizer)
+        return replace(_whole(prompt_text, output, tokenizer), read=read)
     asked = {"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}
-    return _render_messages([asked, {"role": "assistant", "content": output}], 0, tokenizer)
+    told = [{"role": "system", "content": system}] if system else []
+    chat = _render_messages([*told, asked, {"role": "assistant", "content": output}], 0, row, tokenizer)
+    return replace(chat, read=chat.read | read)
 
 
 def _multiple_choice(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
@@ -139,40 +152,51 @@ def begin(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.bos_token if begins else ""
 
 
-def _render_messages(messages: list[Message], first: int, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def _render_messages(
+    messages: list[Message], first: int, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Rendered:
     """Learned are the assistant's turns from the message `first` on; what follows the last of them is left out."""
     if tokenizer.chat_template is None:
         raise UserError(
             "the data are conversations, and the tokenizer has no chat template to write them with: "
             "give prompt and completion as texts, or a model that is tuned for chat"
         )
-    turns = [index for index, message in enumerate(messages) if index >= first and message["role"] == "assistant"]
+    tools = _tools(row.get("tools"))
+    answers = [index for index, message in enumerate(messages) if index >= first and message["role"] == "assistant"]
+    turns = [index for index in answers if messages[index].get("weight") != 0]
     if not turns:
-        raise BadExample("there is no turn of the assistant")
+        raise BadExample("every turn of the assistant has weight 0" if answers else "there is no turn of the assistant")
     if any(not messages[turn]["content"].strip() and not _calls(messages[turn]) for turn in turns):
         raise BadExample("a turn of the assistant is empty")
-    text = _templated(tokenizer, messages[: turns[-1] + 1])
+    text = _templated(tokenizer, messages[: turns[-1] + 1], tools)
     spans = []
     for turn in turns:
         # No template begins a conversation with an answer.
-        before = _templated(tokenizer, messages[:turn], add_generation_prompt=True) if turn else "\0"
-        until = text if turn == turns[-1] else _templated(tokenizer, messages[: turn + 1])
+        before = _templated(tokenizer, messages[:turn], tools, add_generation_prompt=True) if turn else "\0"
+        until = text if turn == turns[-1] else _templated(tokenizer, messages[: turn + 1], tools)
         # Some templates end what they write with a token that is not there when it goes on.
         end = next((at for at, pair in enumerate(zip(text, until, strict=False)) if len(set(pair)) > 1), len(until))
         if text.startswith(before) and messages[turn]["content"].strip() in text[len(before) : end]:
             spans.append((len(before), end))
     if not spans or spans[-1][1] != len(text):
         raise BadExample("the chat template does not begin the assistant's turn as it begins its own")
-    return Rendered(text, tuple(spans), skipped=len(turns) - len(spans))
+    read = frozenset({"tools"} if "tools" in tokenizer.get_chat_template(tools=tools) else ())
+    return Rendered(text, tuple(spans), skipped=len(turns) - len(spans), read=read)
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    tools: list[Any] | None,
+    *,
+    add_generation_prompt: bool = False,
 ) -> str:
     try:
+        template = tokenizer.get_chat_template(tools=tools)
         text: str = tokenizer.apply_chat_template(
             messages,
-            chat_template=_CALL_OF_DATE.sub(lambda call: repr(_DATE.strftime(call[2])), tokenizer.get_chat_template()),
+            tools=tools,
+            chat_template=_CALL_OF_DATE.sub(lambda call: repr(_DATE.strftime(call[2])), template),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
@@ -214,8 +238,31 @@ def _messages(value: Any, column: str) -> list[Message]:
                 raise BadExample(f"message {number} of {column} has no role and content that are text")
             if not is_unicode(text):
                 raise BadExample(f"message {number} of {column} is not valid Unicode (half of a surrogate pair)")
+        if message.get("weight") not in (None, 0, 1):
+            raise BadExample(f"message {number} of {column} has a weight that is neither 0 nor 1")
     # What else a message has (reasoning, calls of tools) is the template's to write.
     return [{key: each for key, each in message.items() if each is not None} for message in value]
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """Descriptions of tools, from a list or its JSON; no list for none, since some templates introduce it."""
+    if is_empty(value):
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadExample("tools is neither a list nor the JSON of one") from None
+    if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(tool, dict) for tool in value):
+        raise BadExample("tools is not a list of objects")
+    return [_without_nulls(tool) for tool in value] or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives each object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list | tuple | np.ndarray) else value
 
 
 def _calls(message: Message) -> bool:
@@ -226,7 +273,7 @@ def _calls(message: Message) -> bool:
 
 def text_of(value: Any, column: str) -> str:
     """A value of a column as text. Raises `BadExample`."""
-    if _is_blank(value):
+    if is_empty(value):
         raise BadExample(f"{column} is empty")
     text = as_text(value)
     if text is None:
@@ -236,5 +283,8 @@ def text_of(value: Any, column: str) -> str:
     return text
 
 
-def _is_blank(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in it: no value, no text, no list."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return len(value) == 0
     return is_missing(value) or (isinstance(value, str) and not value.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.errors import UserError
-from rankwise.tasks.conversation import SHAPES, BadExample, Rendered, render, text_of
+from rankwise.tasks.conversation import BESIDE, SHAPES, BadExample, Rendered, is_empty, render, text_of
 from rankwise.tasks.examples import Examples
 from rankwise.tasks.files.table import Shape, Table, shape_of
 from rankwise.tasks.groups import group_numbers, told_of_groups
@@ -111,10 +112,12 @@ def _rendered(
     bad = [*(damaged or [])]
     splits: Splits = {}
     skipped = 0
+    unread: Counter[str] = Counter()
     for split, table in tables.items():
-        splits[split], reasons, skipped_here = rendered_examples(table, tokenizer, group)
+        splits[split], reasons, skipped_here, unread_here = rendered_examples(table, tokenizer, group)
         bad += reasons
         skipped += skipped_here
+        unread += unread_here
     if bad and damaged is None:
         more = f" (and {len(bad) - 1:,} more such examples)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}; repair it, or leave such examples out with --skip-bad")
@@ -127,19 +130,27 @@ def _rendered(
         notes.append(
             f"{skipped:,} turns of the assistant are read and not learned: the template writes them otherwise later on"
         )
+    if unread:
+        what = ", ".join(f"{column!r} of {count:,} examples" for column, count in unread.items())
+        why = "; tools need messages, and a chat template with a place for them" if "tools" in unread else ""
+        notes.append(f"not read, and no part of what is learned from: {what}{why}")
     return splits, notes
 
 
 def rendered_examples(
     table: Table, tokenizer: PreTrainedTokenizerBase, group: str | None = None
-) -> tuple[Examples, list[str], int]:
-    """The rows that can be used, for each other one where it is and why not, and how many turns are not learned."""
+) -> tuple[Examples, list[str], int, Counter[str]]:
+    """The rows that can be used, for each other one where it is and why not, and what is left of those that are used.
+
+    That is: how many turns are not learned, and for each column that is not read how many rows have something in it.
+    """
     shape = shape_of(table.columns, SHAPES)
     assert shape is not None
     used: list[int] = []
     rendered: list[Rendered] = []
     groups: list[str] = []
     bad: list[str] = []
+    unread: Counter[str] = Counter()
     for number, values in enumerate(zip(*table.columns.values(), strict=True)):
         row = dict(zip(table.columns, values, strict=True))
         try:
@@ -148,6 +159,7 @@ def rendered_examples(
                 groups.append(text_of(row[group], group))
             rendered.append(one)
             used.append(number)
+            unread.update(column for column in BESIDE if column not in {*one.read, group} and not is_empty(row[column]))
         except BadExample as error:
             bad.append(f"{table.origin}, {table.place(number)}: {error}")
     rivals = [(number, rival) for number, one in zip(used, rendered, strict=True) for rival in one.rivals]
@@ -156,7 +168,7 @@ def rendered_examples(
         groups=None if group is None else group_numbers(groups),
         rivals=_as_examples([number for number, _ in rivals], [rival for _, rival in rivals]) if rivals else None,
     )
-    return examples, bad, sum(one.skipped for one in rendered)
+    return examples, bad, sum(one.skipped for one in rendered), unread
 
 
 def _as_examples(numbers: Sequence[int], rendered: Sequence[Rendered]) -> Examples:

@@ -38,7 +38,7 @@ def load_retained(source: Source, tokenizer: PreTrainedTokenizerBase, max_length
         return split
     tables = read_tables(source, None, None, SHAPES)
     table = tables.get("test", tables["train"])
-    examples, bad, _ = rendered_examples(table, tokenizer)
+    examples, bad, *_ = rendered_examples(table, tokenizer)
     if bad:
         raise UserError(f"{bad[0]}; repair it, or leave it out")
     if not len(examples):
