@@ -178,6 +178,39 @@ def test_a_pair_has_leaked_only_if_both_texts_have(load: Callable[..., Task], re
     assert read_back(task.test) == [("a", "y"), ("x", "a"), ("a x", "q")]
 
 
+COPIES = "test examples are copies of one another"
+
+
+@given(counts=st.lists(st.integers(1, 12), min_size=2, max_size=60), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_copies_within_test_are_told_where_they_make_limits_too_narrow(
+    counts: list[int], seed: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A text's examples score alike, so that the mean varies as its texts' sums do."""
+    texts = [("text ", "TEXT  ")[copy % 2] + str(text) for text, times in enumerate(counts) for copy in range(times)]
+    test = frame(texts, [0, 1] * (len(texts) // 2) + [0] * (len(texts) % 2))
+    sources = {"train": numbered("train", [0, 1]), "validation": numbered("validation", [0, 1]), "test": test}
+    usual: dict[str, Any] = {"text": "text", "text_pair": None, "label": "label", "tokenizer": tokenizer}
+    task = load_classification(**sources, **usual, max_length=64)
+    scores = np.random.default_rng(seed).normal(size=(20_000, len(counts)))
+    factor = (scores @ counts / len(texts)).std() / (1 / len(texts) ** 0.5)
+    told = [note for note in task.notes if COPIES in note]
+    if not 1.03 < factor < 1.07:
+        assert bool(told) == (factor > 1.05)
+    repeated = [times for times in counts if times > 1]
+    said = f"{sum(repeated)} of {len(texts)} {COPIES} (different ones: {len(repeated)}); "
+    assert all(note.startswith(said) for note in told)
+    assert len(task.test) == len(texts)
+
+
+def test_copies_are_counted_among_the_examples_that_are_used(load: Callable[..., Task]) -> None:
+    train, validation = numbered("train", [0, 1] * 3), numbered("validation", [0, 1])
+    test = frame(["same"] * 100 + [f"other {i}" for i in range(100)], [0, 1] * 100)
+    capped = load(train, validation, test, caps={"test": 20})
+    assert capped.notes[-1].startswith(f"{(capped.test.example_ids < 100).sum()} of 20 {COPIES}")
+    assert load(train, validation, test).notes[-1].startswith(f"100 of 200 {COPIES}")
+
+
 def test_repeats_within_one_split_are_no_leak(load: Callable[..., Task]) -> None:
     sources = [frame([f"{split}", f"{split}", "x" + split], [0, 1, 1]) for split in SPLITS]
     assert [len(part) for part in (load(*sources).train, load(*sources).test)] == [3, 3]

@@ -52,6 +52,22 @@ def parts(task: Task) -> dict[str, Split]:
     return {"train": task.train, "validation": task.validation, "test": task.test}
 
 
+@pytest.mark.parametrize("load", [classify, instruct])
+def test_copies_within_a_group_are_no_more_evidence_than_the_group(load: Load) -> None:
+    def told(docs: list[int], group: str | None) -> list[str]:
+        test = frame(docs, "test")
+        test[["text", "prompt", "completion"]] = "same"
+        others = frame([f"t{i}" for i in range(12)], "train"), frame([f"v{i}" for i in range(4)], "validation")
+        fresh = pd.concat([frame([100 + i for i in range(20)], "fresh"), test], ignore_index=True)
+        return [note for note in load(*others, fresh, group=group).notes if "copies of one another" in note]
+
+    assert told([1] * 6, "doc") == []
+    for docs, group in (([1] * 6, None), ([1, 1, 1, 2, 3, 4], "doc")):
+        assert [note.partition(";")[0] for note in told(docs, group)] == [
+            "6 of 26 test examples are copies of one another (different ones: 1)"
+        ]
+
+
 def docs_of(split: Split, source: pd.DataFrame) -> list[Any]:
     """The column's values of a split's examples, of which the split's groups are another name."""
     docs = [source["doc"][row] for row in split.example_ids]

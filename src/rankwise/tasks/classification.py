@@ -18,7 +18,7 @@ from rankwise.tasks.examples import Examples, build_task
 from rankwise.tasks.files.table import quoted
 from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.source import NO_CAPS, Caps, Rows, Source, is_integer, read_splits, read_test_rows, without_fraction
-from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits
+from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, missing_splits, notes_on_copies
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load_classification(
         splits,
         tokenizer=tokenizer,
         max_length=max_length,
-        notes=[*classes.notes, *cut_notes, *leak_notes],
+        notes=[*classes.notes, *cut_notes, *leak_notes, *notes_on_copies(splits["test"])],
     )
     return told_of_groups(task)
 
@@ -97,7 +97,12 @@ def load_classification_test(
     classes = _Classes.of(rows, label) if labels is None else _Classes.known(labels)
     examples = _examples(rows, classes, text=text, text_pair=text_pair, label=label, group=group)
     return build_task(
-        "classification", classes.names, {"test": examples}, tokenizer=tokenizer, max_length=max_length, notes=[]
+        "classification",
+        classes.names,
+        {"test": examples},
+        tokenizer=tokenizer,
+        max_length=max_length,
+        notes=notes_on_copies(examples),
     )
 
 

@@ -16,7 +16,7 @@ from rankwise.tasks.files.table import Shape, Table, shape_of
 from rankwise.tasks.groups import group_numbers, told_of_groups
 from rankwise.tasks.learned import build_learned_task
 from rankwise.tasks.source import NO_CAPS, Caps, Source, SplitName, read_tables, read_test_table
-from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked
+from rankwise.tasks.splits import Splits, capped, cut_missing, drop_leaked, notes_on_copies
 from rankwise.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -54,14 +54,15 @@ def load_instruction(
     splits, notes = _rendered(tables, tokenizer, group, damaged)
     splits, cut_notes = cut_missing(splits, split_seed, how="at random", origin=tables["train"].origin)
     splits, leak_notes = drop_leaked(splits, keep=keep_leaked)
+    splits = {split: capped(examples, caps.get(split), split_seed) for split, examples in splits.items()}
     task = build_learned_task(
         "instruction",
-        {split: capped(examples, caps.get(split), split_seed) for split, examples in splits.items()},
+        splits,
         tokenizer=tokenizer,
         max_length=max_length,
         learn_prompts=learn_prompts,
         exact=exact,
-        notes=[*notes, *cut_notes, *leak_notes],
+        notes=[*notes, *cut_notes, *leak_notes, *notes_on_copies(splits["test"])],
     )
     return told_of_groups(task)
 
@@ -87,7 +88,7 @@ def load_instruction_test(
         max_length=max_length,
         learn_prompts=learn_prompts,
         exact=exact,
-        notes=notes,
+        notes=[*notes, *notes_on_copies(splits["test"])],
     )
 
 

@@ -16,6 +16,7 @@ from rankwise.tasks.source import SplitName
 
 TEST_SHARE = 0.2  # of the train rows, where no test data is given
 VALIDATION_SHARE = 0.15  # of the train rows that are left, where no validation data is given
+_TOO_NARROW = 1.05  # how far copies among test examples may make limits so, as a factor, without a note
 _SHARES: dict[SplitName, float] = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
 _FEWEST_GROUPS: dict[SplitName, int] = {"test": FEWEST_TESTED, "validation": 1}
 
@@ -143,6 +144,26 @@ def drop_leaked(splits: Splits, *, keep: bool) -> tuple[Splits, list[str]]:
         if leaked.any() and not keep:
             splits[split] = splits[split].take(np.flatnonzero(~leaked))
     return splits, notes
+
+
+def notes_on_copies(test: Examples) -> list[str]:
+    """A note where limits that take test examples for independent are too narrow by more than 5 %, for some are copies.
+
+    Of n examples with one score for all m_i copies of a text the mean varies by √(Σ m_i² / n) more. So a greeting
+    that a few chats have in common is not worth a note, nor are copies within a group, which counts once.
+    """
+    prints = _fingerprints(test).view(np.int64)
+    places = np.arange(len(test)) if test.groups is None else test.groups
+    texts, _ = np.unique(np.stack([prints, places]), axis=1)
+    different, copies = np.unique(texts, return_counts=True)
+    if (copies @ copies / copies.sum()) ** 0.5 <= _TOO_NARROW:
+        return []
+    repeated = different[copies > 1]
+    return [
+        f"{np.isin(prints, repeated).sum():,} of {len(test):,} test examples are copies of one another "
+        f"(different ones: {len(repeated):,}); limits take them for independent, and are too narrow: remove the "
+        "copies, or keep them together with --group"
+    ]
 
 
 def capped(examples: Examples, cap: int | None, seed: int) -> Examples:
