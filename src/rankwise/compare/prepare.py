@@ -40,6 +40,8 @@ from rankwise.train.heap import keep_freed_memory
 from rankwise.train.settings import TrainingSettings, steps_of_epochs
 
 _DEFAULT_EPOCHS = 3.0
+_FEWEST_VALIDATED = 2
+_FEW_VALIDATED = 30  # examples: of fewer the standard error itself is more than an eighth of it off, 1/√(2(n-1))
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,26 @@ class Prepared:
     def notes(self) -> tuple[str, ...]:
         alone = f"{self.config.model} does not keep the rows of a batch apart: its trials are trained one by one"
         warnings = check_ranks(self.config.ranks, self.targets)
-        return (*self.task.notes, *self._hints, *warnings, *self.left_out, *(() if self.packable else (alone,)))
+        return (
+            *self.task.notes,
+            *self._few_validated,
+            *self._hints,
+            *warnings,
+            *self.left_out,
+            *(() if self.packable else (alone,)),
+        )
+
+    @property
+    def _few_validated(self) -> list[str]:
+        split = self.task.validation
+        what = "examples" if split.groups is None else "groups"
+        count = len(split if split.groups is None else set(split.groups.tolist()))
+        if count >= _FEW_VALIDATED:
+            return []
+        return [
+            f"validation: learning rates are chosen on {count} {what}, and so partly by chance; give {_FEW_VALIDATED} "
+            "or more"
+        ]
 
     @property
     def _hints(self) -> list[str]:
@@ -117,6 +138,11 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
     if config.batch_size > len(task.train):
         raise UserError(
             f"batch-size: {config.batch_size:,} is more than the {len(task.train):,} training examples; give no more"
+        )
+    if len(task.validation) < _FEWEST_VALIDATED:
+        raise UserError(
+            f"validation: {len(task.validation)} example, without those that also occur in train, is too few to choose "
+            f"learning rates by; give at least {_FEWEST_VALIDATED}, or better {_FEW_VALIDATED}"
         )
     tell("loading the base model")
     base = base_for(config, model, task)
