@@ -80,6 +80,53 @@ def test_the_order_of_labels(
     assert task.test.labels.tolist() == numbers
 
 
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
+    "csv": lambda data, path: data.to_csv(path, index=False),
+    "tsv": lambda data, path: data.to_csv(path, index=False, sep="\t"),
+    "jsonl": lambda data, path: data.to_json(path, orient="records", lines=True),
+    "json": lambda data, path: data.to_json(path, orient="records"),
+    "parquet": lambda data, path: data.to_parquet(path),
+}
+
+
+def sources_of(data: pd.DataFrame, directory: Path) -> list[Any]:
+    """The same rows in every kind of source that there is."""
+    paths = [directory / f"data.{suffix}" for suffix in WRITERS]
+    for (_, write), path in zip(WRITERS.items(), paths, strict=True):
+        write(data, path)
+    return [data, datasets.Dataset.from_pandas(data), *paths]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_numbers_with_fractions_are_no_classes(dtype: Any, load: Callable[..., Task], tmp_path: Path) -> None:
+    data = numbered("row", [0.0, 1.25, 0.5, 3.0] * 6).astype({"label": dtype})
+    for source in sources_of(data, tmp_path):
+        said = "column 'label' holds numbers that are not whole, such as 0.5: regression is not supported"
+        assert said in refusal(load, source)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [([0.0, 1.0], ("0", "1")), ([-1.0, 20.0], ("-1", "20")), (["v1.5", "v2.0"], ("v1.5", "v2.0"))],
+)
+def test_whole_numbers_and_texts_are_classes_in_every_source(
+    labels: list[Any], names: tuple[str, ...], load: Callable[..., Task], tmp_path: Path
+) -> None:
+    for source in sources_of(numbered("row", labels * 9).infer_objects(), tmp_path):
+        assert load(source).labels == names
+
+
+def test_texts_that_look_like_fractions_are_classes_where_the_source_tells_them_so(
+    load: Callable[..., Task], tmp_path: Path
+) -> None:
+    data = numbered("row", ["1.5", "2.0"] * 9)
+    for source in sources_of(data, tmp_path):
+        if str(source).endswith((".csv", ".tsv")):
+            assert "holds numbers that are not whole, such as 1.5:" in refusal(load, source)
+        else:
+            assert load(source).labels == ("1.5", "2.0")
+
+
 def test_labels_that_differ_in_case_alone_are_told(load: Callable[..., Task]) -> None:
     task = load(*(numbered(split, ["True", "no", "true"]) for split in SPLITS))
     assert task.labels == ("True", "no", "true")

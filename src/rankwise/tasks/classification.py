@@ -124,6 +124,14 @@ class _Classes:
     @classmethod
     def of(cls, train: Rows, label: str) -> _Classes:
         found = {value.strip() for value in train.columns[label]}
+        if label in train.numeric:
+            fractions = [value for value in found if not float(value).is_integer()]
+            if fractions:
+                raise UserError(
+                    f"{train.origin}: column {label!r} holds numbers that are not whole, such as "
+                    f"{min(fractions, key=float)}: regression is not supported; put them into classes, or where they "
+                    "are classes already, give these names with letters"
+                )
         integers = all(is_integer(value) for value in found)
         if label in train.class_names:
             names = [value for value in train.class_names[label] if value.strip() in found]

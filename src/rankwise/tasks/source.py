@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from rankwise.errors import UserError, reason_of, shortened
 from rankwise.tasks.files import READERS, read_file
-from rankwise.tasks.files.table import Shape, Table, choose_columns, name_classes, quoted
+from rankwise.tasks.files.table import Shape, Spelled, Table, choose_columns, name_classes, quoted
 
 if TYPE_CHECKING:
     import datasets
@@ -30,18 +30,21 @@ Caps: TypeAlias = Mapping[SplitName, int | None]  # the most examples of a split
 NO_CAPS: Caps = {}
 
 _INTEGER = re.compile(r"-?[0-9]+(\.0+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Rows:
     """Columns of text, all of one length, none missing or blank.
 
-    `class_names` holds, for columns whose source declares its classes, their names in order.
+    `class_names` holds, for columns whose source declares its classes, their names in order. `numeric` are the columns
+    that hold numbers alone, or what looks like numbers where the source does not tell them from texts.
     """
 
     origin: str
     columns: dict[str, list[str]]
     class_names: dict[str, tuple[str, ...]]
+    numeric: frozenset[str]
 
 
 def read_splits(
@@ -226,11 +229,17 @@ def _checked(table: Table) -> Rows:
     """The values as text, or the first column that has something else."""
     if not any(table.columns.values()):
         raise UserError(f"{table.origin}: no rows")
-    return Rows(
-        table.origin,
-        {column: _texts(table, column, values) for column, values in table.columns.items()},
-        table.class_names,
-    )
+    texts = {column: _texts(table, column, values) for column, values in table.columns.items()}
+    numeric = {
+        column
+        for column, values in table.columns.items()
+        if all(
+            (not table.typed or isinstance(value, Spelled) or not isinstance(value, str))
+            and _NUMBER.fullmatch(text.strip())
+            for value, text in zip(values, texts[column], strict=True)
+        )
+    }
+    return Rows(table.origin, texts, table.class_names, frozenset(numeric))
 
 
 def _texts(table: Table, column: str, values: Sequence[Any]) -> list[str]:

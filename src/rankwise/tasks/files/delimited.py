@@ -47,7 +47,7 @@ def _read_delimited(path: Path, shapes: Sequence[Shape], delimiter: str) -> Tabl
             rows.append([None if position is None else record[position] for position in positions])
             lines.append(line)
     values = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in columns]
-    return Table(str(path), dict(zip(columns, values, strict=True)), lines)
+    return Table(str(path), dict(zip(columns, values, strict=True)), lines, typed=False)
 
 
 def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:

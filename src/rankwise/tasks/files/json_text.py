@@ -10,18 +10,14 @@ from typing import Any
 
 from rankwise.errors import UserError, reason_of
 from rankwise.tasks.files.lines import lines_of
-from rankwise.tasks.files.table import MOST_BYTES, TOO_LARGE, Shape, Table, choose_columns
+from rankwise.tasks.files.table import MOST_BYTES, TOO_LARGE, Shape, Spelled, Table, choose_columns
 
 _OPENING, _COMMA, _CLOSING = (re.compile(rf"[ \t\n\r]*{sign}[ \t\n\r]*") for sign in (r"\[", ",", r"\]"))
 
 
-class _Spelled(str):
-    """A number of JSON's, as it is written."""
-
-
 # NaN is how some writers say that a value is missing.
 _JSON = json.JSONDecoder(
-    parse_int=_Spelled, parse_float=_Spelled, parse_constant=lambda name: None if name == "NaN" else name
+    parse_int=Spelled, parse_float=Spelled, parse_constant=lambda name: None if name == "NaN" else name
 )
 
 
@@ -83,7 +79,7 @@ def _with_numbers(value: Any, *, spelled: bool = False) -> Any:
         return {key: _with_numbers(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_with_numbers(each, spelled=spelled) for each in value]
-    return json.loads(value) if isinstance(value, _Spelled) and not spelled else value
+    return json.loads(value) if isinstance(value, Spelled) and not spelled else value
 
 
 def _not_json(error: Exception) -> str:

@@ -29,18 +29,23 @@ class Shape:
         return tuple(dict.fromkeys(self.required + self.optional + self.beside))
 
 
+class Spelled(str):
+    """A number, as it is written in a file."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of one source before any check; None is a missing value.
 
     `lines` are the rows' line numbers where the source has lines. `class_names` are the names, in
-    order, of columns for which the source declares them.
+    order, of columns for which the source declares them. `typed` is whether the source tells numbers from texts.
     """
 
     origin: str
     columns: dict[str, list[Any]]
     lines: Sequence[int] | None = None
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    typed: bool = True
 
     def place(self, row: int) -> str:
         return f"row {row} (counted from 0)" if self.lines is None else f"line {self.lines[row]}"
