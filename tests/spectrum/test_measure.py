@@ -168,6 +168,47 @@ def test_an_adapter_in_a_run_needs_nothing_but_data_and_scores_as_in_the_run(tmp
     assert not (tmp_path / "new").exists()
 
 
+def test_test_examples_that_the_run_was_trained_on_are_told(tmp_path: Path) -> None:
+    train, fresh = sentences(120, seed=1), sentences(10, seed=7)
+    fresh["sentence"] += " fresh"
+    train.to_csv(tmp_path / "train.csv", index=False)
+    config = ComparisonConfig(
+        model=str(save_model(tmp_path / "base", "bert")),
+        train=tmp_path / "train.csv",
+        text="sentence",
+        ranks=(2, 4),
+        learning_rates=(1e-2,),
+        seeds=1,
+        steps=2,
+        batch_size=8,
+        max_length=48,
+    )
+    with given_costs():
+        run = run_rank_comparison(config, run=tmp_path / "run").run
+    held_out = pd.read_parquet(next(run.glob("trials/*/scores.parquet")))["example_id"].to_numpy()
+
+    def leaks(test: object) -> list[str]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        measured = resize_adapter(next(run.glob("trials/r4*")), tmp_path / "out", rank=1, test=test).measured
+        assert measured is not None
+        return [note for note in measured.notes if "run" in note]
+
+    # The fifth that the run had cut for test is not what it was trained on.
+    said = "also occur in the run's train or validation data; they were kept, and reward memory"
+    assert leaks(tmp_path / "train.csv") == [f"{120 - len(held_out)} of 120 test examples {said}"]
+    assert leaks(train.iloc[held_out]) == leaks(fresh) == []
+    seen = train.drop(index=held_out)[:3]
+    assert leaks(pd.concat([fresh, seen])) == [f"3 of 13 test examples {said}"]
+    train[::-1].to_csv(tmp_path / "train.csv", index=False)
+    unknown = "whether the run was trained on some of these examples is not known: "
+    assert leaks(fresh) == [f"{unknown}{tmp_path / 'train.csv'} has changed since"]
+    (tmp_path / "train.csv").write_text("other,label\n")
+    (why,) = leaks(fresh)
+    assert why.startswith(f"{unknown}{tmp_path / 'train.csv'}: no column 'sentence'")
+    (tmp_path / "train.csv").unlink()
+    assert leaks(fresh) == []
+
+
 def test_the_base_model_is_left_as_it_was(tmp_path: Path) -> None:
     settings = {"modules_to_save": ["classifier", "pooler"], "target_modules": ["query", "word_embeddings"]}
     files = find_adapter(classifier(tmp_path, "bert", **settings))

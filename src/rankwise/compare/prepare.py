@@ -134,7 +134,7 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
     model = model_of(config, tell)
     tell("reading data")
     tokenizer = load_tokenizer(model, trust_remote_code=config.trust_remote_code)
-    task = _load_task(config, tokenizer)
+    task = load_task(config, tokenizer)
     if config.batch_size > len(task.train):
         raise UserError(
             f"batch-size: {config.batch_size:,} is more than the {len(task.train):,} training examples; give no more"
@@ -235,7 +235,8 @@ def base_for(config: ComparisonConfig, model: str, task: Task) -> BaseModel:
     return base
 
 
-def _load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+def load_task(config: ComparisonConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The data of a comparison. Raises `UserError` for such as cannot be used."""
     caps: Caps = {
         "train": config.max_train_examples,
         "validation": config.max_validation_examples,

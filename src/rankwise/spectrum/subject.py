@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwise.base.load import load_tokenizer
 from rankwise.base.model import BaseModel
 from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.prepare import base_for, model_of
+from rankwise.compare.prepare import base_for, load_task, model_of
 from rankwise.errors import RunError, UserError, shortened
 from rankwise.lora.peft_files import PREFIX, AdapterFiles, open_weights
 from rankwise.tasks.classification import load_classification_test
@@ -23,6 +23,9 @@ from rankwise.tasks.files.table import quoted
 from rankwise.tasks.instruction import load_instruction_test
 from rankwise.tasks.source import Source
 from rankwise.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TASKS = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
 
@@ -37,11 +40,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known before anything is loaded; `labels` and `revision` of an adapter that lies in a run."""
+    """What is known before anything is loaded; all but `config` is known of an adapter that lies in a run.
+
+    `begun` is the run's configuration, `trained_on` the fingerprint of its training examples.
+    """
 
     config: ComparisonConfig
-    labels: tuple[str, ...] | None
-    revision: str | None
+    begun: ComparisonConfig | None = None
+    labels: tuple[str, ...] | None = None
+    revision: str | None = None
+    trained_on: str | None = None
 
 
 def load_subject(files: AdapterFiles, test: Source, options: Mapping[str, Any], tell: Callable[[str], None]) -> Subject:
@@ -83,7 +91,34 @@ def load_subject(files: AdapterFiles, test: Source, options: Mapping[str, Any], 
             f"its revision was {known.revision}, and is {base.revision}; give that one with --model"
         )
     _check_fit(files, base, task)
-    return Subject(base, task)
+    notes = (*task.notes, *_notes_on_leaks(known, task, tokenizer))
+    return Subject(base, replace(task, notes=notes))
+
+
+def _notes_on_leaks(known: _Known, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """How many test examples the run was trained on, or chose by, where its data are files that are still there."""
+    begun = known.begun
+    if begun is None or begun.train is None:
+        return []
+    sources = [source for source in (begun.train, begun.validation, begun.test) if source is not None]
+    # No directory or data set: a run directory from elsewhere may name what leads to the network.
+    if not all(isinstance(source, str | Path) and Path(source).is_file() for source in sources):
+        return []
+    unknown = "whether the run was trained on some of these examples is not known: "
+    try:
+        seen = load_task(replace(begun, retain=None), tokenizer)
+    except UserError as error:
+        return [f"{unknown}{error}"]
+    if seen.train.fingerprint() != known.trained_on:
+        return [f"{unknown}{begun.train} has changed since"]
+    rows = {split.input_ids[row].tobytes() for split in (seen.train, seen.validation) for row in range(len(split))}
+    found = sum(task.test.input_ids[row].tobytes() in rows for row in range(len(task.test)))
+    if not found:
+        return []
+    return [
+        f"{found:,} of {len(task.test):,} test examples also occur in the run's train or validation data; "
+        "they were kept, and reward memory"
+    ]
 
 
 def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Known:
@@ -99,12 +134,13 @@ def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Kn
         model = options.get("model") or files.settings.get("base_model_name_or_path")
         if not model:
             raise UserError(f"adapter {directory} does not say which model it adapts: give it with --model")
-        return _Known(ComparisonConfig(**{**data, **options, "model": model}), None, None)
+        return _Known(ComparisonConfig(**{**data, **options, "model": model}))
     file = run / "comparison.json"
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
         begun = ComparisonConfig.from_mapping(there["config"], str(file))
         labels, revision = tuple(there["data"]["labels"]) or None, there["model"]["revision"]
+        trained_on = there["data"].get("train", {}).get("sha256")
         if not isinstance(revision, str) or not all(isinstance(label, str) for label in labels or ()):
             raise ValueError("labels or revision are no texts")
     except (AttributeError, UserError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
@@ -113,7 +149,7 @@ def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Kn
         raise UserError(f"run {run} was trained on pairs of texts: name the column of the second with --text-pair")
     # Where the run was trained does not matter here, and may be another machine.
     here = {"device": "auto", "trust_remote_code": False}  # nor is another's consent this user's
-    return _Known(replace(begun, **{**data, **here, **options}), labels, revision)
+    return _Known(replace(begun, **{**data, **here, **options}), begun, labels, revision, trained_on)
 
 
 def _run_of(adapter: Path) -> Path | None:
