@@ -309,6 +309,28 @@ def test_another_comparison_cannot_go_on_in_a_run(
     assert {file: file.read_bytes() for file in finished.run.rglob("*") if file.is_file()} == before
 
 
+def test_an_extension_of_which_nothing_was_trained_can_be_taken_back(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    larger = replace(config, ranks=(2, 4, 8), seeds=3, learning_rates=(1e-3, 2e-3, 5e-3), scalings="alpha/rank,rslora")
+
+    def fail(*arguments: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwise.compare.training._packs", fail)
+        with pytest.raises(KilledError):
+            run_rank_comparison(larger, run=run, resume=True)
+    assert json.loads((run / "comparison.json").read_text())["config"]["ranks"] == [2, 4, 8]
+    with pytest.raises(UserError, match="ranks is 2,4 there, and 2,8 does not contain that"):
+        run_rank_comparison(replace(config, ranks=(2, 8)), run=run, resume=True)
+    again = run_rank_comparison(config, run=run, resume=True)
+    assert again.experiments == finished.experiments
+    assert json.loads((run / "comparison.json").read_text())["config"]["ranks"] == [2, 4]
+
+
 def test_a_run_from_before_an_option_existed_goes_on(
     finished: RankComparison, config: ComparisonConfig, tmp_path: Path
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rankwise.compare.config import ComparisonConfig
+from rankwise.records import Trial
 
 if TYPE_CHECKING:
     from rankwise.tasks.task import Split
@@ -21,8 +22,8 @@ _MAY_DIFFER = (
 )
 
 
-def differences(there: Description, here: Description, test: Split) -> list[str]:
-    """What forbids that the run that is there goes on as this one, a phrase each."""
+def differences(there: Description, here: Description, test: Split, trained: Collection[Trial]) -> list[str]:
+    """What forbids that the run that is there, with these trials, goes on as this one, a phrase each."""
     found = []
     may_differ = {*_MAY_DIFFER}
     # The weights of a directory are told by their hash, wherever they lie.
@@ -30,7 +31,7 @@ def differences(there: Description, here: Description, test: Split) -> list[str]
         may_differ.add("model")
     for name, value in here["config"].items():
         # An option that the run was begun without did not exist.
-        old = there["config"].get(name, ComparisonConfig.default(name))
+        old = _trained(name, there["config"].get(name, ComparisonConfig.default(name)), there["config"], trained)
         if name in may_differ or value == old:
             continue
         label = name.replace("_", "-")
@@ -49,6 +50,18 @@ def differences(there: Description, here: Description, test: Split) -> list[str]
     if seen > len(test) or test.fingerprint(first=seen) != there["data"]["test"]["sha256"]:
         found.append("the test data differ")
     return found
+
+
+def _trained(name: str, value: Any, config: Description, trained: Collection[Trial]) -> Any:
+    """An option's value, without what an extension asked for and nothing was trained of: that may be taken back."""
+    if name == "seeds":
+        return min(value, max((trial.seed + 1 - config["first_seed"] for trial in trained), default=0))
+    of_trial = {
+        "ranks": lambda trial: trial.rank,
+        "learning_rates": lambda trial: trial.learning_rate,
+        "scalings": lambda trial: "rslora" if trial.use_rslora else "alpha/rank",
+    }.get(name)
+    return value if of_trial is None else [each for each in value if each in map(of_trial, trained)]
 
 
 def _grown(old: Any, new: Any) -> bool:

@@ -122,8 +122,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             self.check_free(resume=resume)
-            self._describe(description, test)
             journal = Journal(self.path / "journal.jsonl")
+            self._describe(description, test, journal)
         except Timeout:
             raise UserError(
                 f"run directory {self.path} is in use by another process; choose another --run, "
@@ -139,21 +139,19 @@ class RunDirectory:
 
     def _check_whole(self, journal: Journal) -> None:
         """Raise `RunError` where the journal has lost lines: it must have told of all that trained, and of the end."""
-        planned = {
-            Trial(**trial).id for plan in journal.of("plan") for pack in plan["packs"] for trial in pack["trials"]
-        }
+        planned = {trial.id for trial in _planned(journal)}
         trained = {path.name for path in self.path.glob("trials/r*")}
         ended = (self.path / "experiments.json").exists()
         if trained - planned or (ended and not journal.of("decided")):
             raise _cut_short(journal)
 
-    def _describe(self, description: Description, test: Split) -> None:
+    def _describe(self, description: Description, test: Split, journal: Journal) -> None:
         """Write what the run is; what made its first numbers (versions, hardware) stays."""
         file = self.path / "comparison.json"
         if file.is_file():
             try:
                 there = json.loads(file.read_text(encoding="utf-8"))
-                found = differences(there, description, test)
+                found = differences(there, description, test, _ended(journal))
                 kept = {key: there[key] for key in ("versions", "hardware")}
                 json.dumps(kept, ensure_ascii=False).encode()
             except DAMAGE as error:
@@ -213,8 +211,7 @@ class RunDirectory:
             if pack["pack"] not in done
             for trial in pack["trials"]
         }
-        trials = dict.fromkeys(Trial(**trial) for plan in plans for pack in plan["packs"] for trial in pack["trials"])
-        found = {trial: self.read_result(trial, told[trial.id][1]) for trial in trials if trial.id in told}
+        found = {trial: self.read_result(trial, told[trial.id][1]) for trial in _ended(journal)}
         for trial, result in found.items():
             if trial not in under_way and len(result.train_nll) > stops.get(told[trial.id][0], 0):
                 raise _cut_short(journal)
@@ -277,6 +274,17 @@ def _check_sense(comparison: RankComparison) -> None:
     for one in comparison.over:
         if one.over or one.run.name in ("", "..") or "\0" in one.run.name:
             raise ValueError(f"{shortened(str(one.run))} is no run over another base")
+
+
+def _planned(journal: Journal) -> list[Trial]:
+    packs = (pack for plan in journal.of("plan") for pack in plan["packs"])
+    return list(dict.fromkeys(Trial(**trial) for pack in packs for trial in pack["trials"]))
+
+
+def _ended(journal: Journal) -> list[Trial]:
+    """The trials that have come to the end of a leg, or diverged."""
+    told = {trial for event in journal.of("trained") for trial in event["status"]}
+    return [trial for trial in _planned(journal) if trial.id in told]
 
 
 def _cut_short(journal: Journal) -> RunError:
