@@ -320,7 +320,7 @@ def test_an_extension_of_which_nothing_was_trained_can_be_taken_back(
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr("rankwise.compare.training._packs", fail)
+        patched.setattr("rankwise.compare.training._trained", fail)  # what it trains is journaled by then
         with pytest.raises(KilledError):
             run_rank_comparison(larger, run=run, resume=True)
     assert json.loads((run / "comparison.json").read_text())["config"]["ranks"] == [2, 4, 8]
@@ -329,6 +329,20 @@ def test_an_extension_of_which_nothing_was_trained_can_be_taken_back(
     again = run_rank_comparison(config, run=run, resume=True)
     assert again.experiments == finished.experiments
     assert json.loads((run / "comparison.json").read_text())["config"]["ranks"] == [2, 4]
+    assert journal(run, "trained") == journal(finished.run, "trained")
+    # It can be asked for again.
+    assert [row.rank for row in run_rank_comparison(larger, run=run, resume=True).experiments] == [2, 4, 8] * 2
+
+
+def test_a_run_that_lost_its_journal_is_left_as_it_is(
+    finished: RankComparison, config: ComparisonConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    (run / "journal.jsonl").unlink()
+    with pytest.raises(RunError, match="is missing or cut short"):
+        run_rank_comparison(replace(config, ranks=(8, 16)), run=run, resume=True)
+    assert (run / "comparison.json").read_bytes() == (finished.run / "comparison.json").read_bytes()
 
 
 def test_a_run_from_before_an_option_existed_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rankwise.lora.peft_files import find_adapter
 from rankwise.records import Measured, ResizedAdapter
 from rankwise.spectrum.measure import score_adapter
 from rankwise.spectrum.subject import load_subject
-from tests.compare.runs import given_costs
+from tests.compare.runs import given_costs, tiny_comparison
 from tests.data import sentences
 from tests.models import load_peft_model, save_model
 from tests.spectrum.adapters import classifier, reconfigure, rewrite, saved_adapter_of, weights_in
@@ -168,24 +169,18 @@ def test_an_adapter_in_a_run_needs_nothing_but_data_and_scores_as_in_the_run(tmp
     assert not (tmp_path / "new").exists()
 
 
-def test_test_examples_that_the_run_was_trained_on_are_told(tmp_path: Path) -> None:
+def test_test_examples_that_the_run_was_trained_on_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, fresh = sentences(120, seed=1), sentences(10, seed=7)
     fresh["sentence"] += " fresh"
     train.to_csv(tmp_path / "train.csv", index=False)
-    config = ComparisonConfig(
-        model=str(save_model(tmp_path / "base", "bert")),
-        train=tmp_path / "train.csv",
-        text="sentence",
-        ranks=(2, 4),
-        learning_rates=(1e-2,),
-        seeds=1,
-        steps=2,
-        batch_size=8,
-        max_length=48,
-    )
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "base", "bert")
+    data = {"train": "train.csv", "validation": None, "test": None, "keep_leaked": False}
+    config = replace(tiny_comparison(tmp_path / "base", learning_rates=(1e-2,), seeds=1, steps=2, **data), model="base")
     with given_costs():
         run = run_rank_comparison(config, run=tmp_path / "run").run
     held_out = pd.read_parquet(next(run.glob("trials/*/scores.parquet")))["example_id"].to_numpy()
+    monkeypatch.chdir("/")  # from where neither its data nor its model would be found
 
     def leaks(test: object) -> list[str]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

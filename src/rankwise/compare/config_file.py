@@ -49,7 +49,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         value = values.get(name)
         if not (value is None or isinstance(value, str)):
             raise UserError(f"{path}: {name} is a file or a data set's name, not {shortened(value)}")
-    return _located(values, path.parent)
+    return located(values, path.parent)
 
 
 def read_begun(run: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_begun(run: Path) -> dict[str, Any]:
             for name, value in config.items()
             if name != "trust_remote_code" and not ComparisonConfig.is_default(name, value)
         }
-        return _located(given, Path(description.get("directory", "")))
+        return located(given, Path(description.get("directory", "")))
     except (OSError, *DAMAGE) as error:
         raise RunError(f"{file} is damaged ({reason_of(error)}); restore it from a copy, or start a new run") from error
 
@@ -81,8 +81,10 @@ def begun_with(description: Mapping[str, Any]) -> dict[str, Any]:
     return {**description["config"], **({} if bases is None else {**of_bases, "bases": bases})}
 
 
-def _located(values: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The options, with the data and the model that lie in a directory found there."""
+def located(values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The options, with the data and the model that lie in a directory found there, if it is another than this one."""
+    if directory == Path() or (_exists(directory) and directory.samefile(Path())):
+        return values
     marks = {**dict.fromkeys(DATA, ""), "model": "config.json"}
     given = {name: values[name] for name in marks if isinstance(values.get(name), str) and values[name]}
     places = {name: directory / value for name, value in given.items()}

@@ -31,7 +31,9 @@ def differences(there: Description, here: Description, test: Split, trained: Col
         may_differ.add("model")
     for name, value in here["config"].items():
         # An option that the run was begun without did not exist.
-        old = _trained(name, there["config"].get(name, ComparisonConfig.default(name)), there["config"], trained)
+        old = _without_untrained(
+            name, there["config"].get(name, ComparisonConfig.default(name)), there["config"], trained
+        )
         if name in may_differ or value == old:
             continue
         label = name.replace("_", "-")
@@ -52,7 +54,7 @@ def differences(there: Description, here: Description, test: Split, trained: Col
     return found
 
 
-def _trained(name: str, value: Any, config: Description, trained: Collection[Trial]) -> Any:
+def _without_untrained(name: str, value: Any, config: Description, trained: Collection[Trial]) -> Any:
     """An option's value, without what an extension asked for and nothing was trained of: that may be taken back."""
     if name == "seeds":
         return min(value, max((trial.seed + 1 - config["first_seed"] for trial in trained), default=0))

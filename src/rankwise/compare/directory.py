@@ -123,6 +123,7 @@ class RunDirectory:
             lock.acquire()
             self.check_free(resume=resume)
             journal = Journal(self.path / "journal.jsonl")
+            self._check_whole(journal)
             self._describe(description, test, journal)
         except Timeout:
             raise UserError(
@@ -134,7 +135,6 @@ class RunDirectory:
                 f"run directory {self.path} cannot be written ({error.strerror or error}); "
                 "mend that, or choose another --run"
             ) from error
-        self._check_whole(journal)
         return journal
 
     def _check_whole(self, journal: Journal) -> None:

@@ -169,6 +169,7 @@ _FIELDS: dict[str, dict[str, Check]] = {
         "stop": _whole,
         "packs": _some(_record({"pack": _name, "trials": _some(_record(_TRIAL))})),
     },
+    "taken back": {"packs": _some(_name)},
     "trained": {
         "pack": _name,
         "status": _by_name(lambda value: value in ("trained", "dropped", "diverged")),

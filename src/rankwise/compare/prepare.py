@@ -33,7 +33,7 @@ from rankwise.tasks.docmatch import load_docmatch
 from rankwise.tasks.docstrings import load_docstrings
 from rankwise.tasks.instruction import load_instruction
 from rankwise.tasks.retained import load_retained
-from rankwise.tasks.source import Caps
+from rankwise.tasks.source import Caps, is_unicode
 from rankwise.tasks.task import Split, Task
 from rankwise.train.baseline import head_chain
 from rankwise.train.heap import keep_freed_memory
@@ -296,7 +296,7 @@ def describe(prepared: Prepared) -> Description:
     base, task = prepared.base, prepared.task
     return {
         "config": prepared.config.to_dict(),
-        "directory": str(Path.cwd()),  # which paths in it are meant from
+        "directory": _directory(),  # from where paths in it are meant
         "model": {
             "revision": base.revision,
             "dtype": base.dtype,
@@ -321,6 +321,15 @@ def describe(prepared: Prepared) -> Description:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def _directory() -> str:
+    """The current one; nothing where it was removed, or has a name that JSON cannot hold."""
+    try:
+        name = str(Path.cwd())
+    except OSError:
+        return ""
+    return name if is_unicode(name) else ""
 
 
 def disk_bytes(prepared: Prepared) -> int:

@@ -30,7 +30,7 @@ from rankwise.compare.prepare import Prepared, describe, disk_bytes, prepare
 from rankwise.compare.reporting import Reporting
 from rankwise.compare.scoring import read_stacked, score_baseline, score_trials
 from rankwise.compare.trackers import check_installed
-from rankwise.compare.training import step_costs, train
+from rankwise.compare.training import step_costs, train, void_plans_taken_back
 from rankwise.compare.under_way import Run
 from rankwise.errors import RunError, UserError, reason_of
 from rankwise.records import Baseline, RankComparison, Recommendation, Scores, StopReason, Verdict
@@ -149,6 +149,7 @@ def _told(observe: Observer, reporting: Reporting) -> Observer:
 
 def _compare(run: Run, reporting: Reporting) -> RankComparison:
     _journal_versions(run)
+    void_plans_taken_back(run)
     baseline = score_baseline(run)
     grown = grow(run)
     run = grown.run

@@ -165,13 +165,34 @@ def _packs(run: Run, schedule: Schedule, results: dict[Trial, TrialResult], size
     return packs
 
 
+def void_plans_taken_back(run: Run) -> None:
+    """Journal that packs will not be trained which an extension planned, where the run goes on without their trials.
+
+    Rates are no matter: trials of others are trained and left out.
+    """
+    config, planned = run.prepared.config, _untrained(run.journal)
+    rslora = {scaling == "rslora" for scaling in config.scalings}
+    if all(
+        trial.seed in config.seed_numbers
+        and trial.use_rslora in rslora
+        # An escalation goes to ranks that nobody named.
+        and (trial.rank in config.ranks or config.strategy == "escalate")
+        for pack in planned
+        for trial in pack.trials
+    ):
+        return
+    run.journal.append("taken back", packs=[pack.id for pack in planned])
+
+
 def _untrained(journal: Journal) -> list[PlannedPack]:
-    trained = {event["pack"] for event in journal.of("trained")}
+    """The packs of the last plan that are neither trained nor taken back."""
+    done = {event["pack"] for event in journal.of("trained")}
+    done |= {pack for event in journal.of("taken back") for pack in event["packs"]}
     return [
         PlannedPack(pack["pack"], tuple(Trial(**trial) for trial in pack["trials"]), plan["start"], plan["stop"])
         for plan in journal.of("plan")[-1:]
         for pack in plan["packs"]
-        if pack["pack"] not in trained
+        if pack["pack"] not in done
     ]
 
 

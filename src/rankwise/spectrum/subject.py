@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.base.load import load_tokenizer
 from rankwise.base.model import BaseModel
 from rankwise.compare.config import ComparisonConfig
+from rankwise.compare.config_file import located
 from rankwise.compare.prepare import base_for, load_task, model_of
 from rankwise.errors import RunError, UserError, shortened
 from rankwise.lora.peft_files import PREFIX, AdapterFiles, open_weights
@@ -102,7 +103,7 @@ def _notes_on_leaks(known: _Known, task: Task, tokenizer: PreTrainedTokenizerBas
         return []
     sources = [source for source in (begun.train, begun.validation, begun.test) if source is not None]
     # No directory or data set: a run directory from elsewhere may name what leads to the network.
-    if not all(isinstance(source, str | Path) and Path(source).is_file() for source in sources):
+    if not all(isinstance(source, str | Path) and _is_file(Path(source)) for source in sources):
         return []
     unknown = "whether the run was trained on some of these examples is not known: "
     try:
@@ -111,6 +112,8 @@ def _notes_on_leaks(known: _Known, task: Task, tokenizer: PreTrainedTokenizerBas
         return [f"{unknown}{error}"]
     if seen.train.fingerprint() != known.trained_on:
         return [f"{unknown}{begun.train} has changed since"]
+    if known.config.max_length != begun.max_length:
+        seen = load_task(replace(begun, retain=None, max_length=known.config.max_length), tokenizer)
     rows = {split.input_ids[row].tobytes() for split in (seen.train, seen.validation) for row in range(len(split))}
     found = sum(task.test.input_ids[row].tobytes() in rows for row in range(len(task.test)))
     if not found:
@@ -119,6 +122,13 @@ def _notes_on_leaks(known: _Known, task: Task, tokenizer: PreTrainedTokenizerBas
         f"{found:,} of {len(task.test):,} test examples also occur in the run's train or validation data; "
         "they were kept, and reward memory"
     ]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file could have, or in a directory that may not be looked into
+        return False
 
 
 def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Known:
@@ -138,7 +148,8 @@ def _known(files: AdapterFiles, test: Source, options: Mapping[str, Any]) -> _Kn
     file = run / "comparison.json"
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
-        begun = ComparisonConfig.from_mapping(there["config"], str(file))
+        config = located(there["config"], Path(there.get("directory", "")))
+        begun = ComparisonConfig.from_mapping(config, str(file))
         labels, revision = tuple(there["data"]["labels"]) or None, there["model"]["revision"]
         trained_on = there["data"].get("train", {}).get("sha256")
         if not isinstance(revision, str) or not all(isinstance(label, str) for label in labels or ()):
