@@ -334,6 +334,19 @@ def test_an_extension_of_which_nothing_was_trained_can_be_taken_back(
     assert [row.rank for row in run_rank_comparison(larger, run=run, resume=True).experiments] == [2, 4, 8] * 2
 
 
+@pytest.mark.parametrize("name", ["removed", os.fsdecode(b"\xff")])
+def test_it_does_not_matter_where_a_run_is_begun(
+    config: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    if name == "removed":
+        (tmp_path / name).rmdir()
+    small = replace(config, ranks=(2,), learning_rates=(1e-3,), seeds=1, steps=2)
+    run_rank_comparison(small, run=tmp_path / "run")
+    assert run_rank_comparison(small, run=tmp_path / "run", resume=True).experiments
+
+
 def test_a_run_that_lost_its_journal_is_left_as_it_is(
     finished: RankComparison, config: ComparisonConfig, tmp_path: Path
 ) -> None:
