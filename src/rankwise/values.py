@@ -18,15 +18,13 @@ _LONGEST_TEXT = 4096
 
 
 def split_list(value: object) -> list[str]:
-    """The items of "4,8,16", of a list, range, set or array, or of a single value.
+    """The items of "4,8,16", of a list, range or array, or of a single value.
 
     >>> split_list("4, 8"), split_list([4, 8]), split_list(range(4, 12, 4)), split_list(8)
     (['4', '8'], ['4', '8'], ['4', '8'], ['8'])
     """
-    if hasattr(value, "tolist"):  # of NumPy, pandas or torch
-        value = value.tolist()
-    if isinstance(value, set | frozenset):
-        value = sorted(value, key=str)  # the same in every process
+    if getattr(value, "ndim", 0):  # of NumPy, pandas or torch
+        value = value.tolist()  # type: ignore[attr-defined]
     items = value if isinstance(value, list | tuple | range) else _plain(value).split(",")
     if len(items) > _MOST_ITEMS:
         raise UserError(f"{len(items):,} items are more than the {_MOST_ITEMS:,} that a list may have")
@@ -35,7 +33,7 @@ def split_list(value: object) -> list[str]:
 
 def _plain(value: object) -> str:
     """The text of a value that has no others inside: a few lines of YAML can hold millions of them, by its aliases."""
-    if isinstance(value, list | tuple | dict | set):
+    if isinstance(value, list | tuple | dict | set | frozenset):
         raise UserError(f"{shortened(value)} is not one value")
     try:
         return str(value)
@@ -109,12 +107,17 @@ def distinct(parse: Callable[[str], T], what: str) -> Callable[[object], tuple[T
     return parsed
 
 
+def _in_any_order(value: object) -> object:
+    """A set as a list, the same in every process; where the first of several counts, a set is none."""
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value
+
+
 def parse_ranks(value: object) -> tuple[int, ...]:
-    return tuple(sorted(distinct(whole_number(1), "rank")(value)))
+    return tuple(sorted(distinct(whole_number(1), "rank")(_in_any_order(value))))
 
 
 def parse_rates(value: object) -> tuple[float, ...]:
-    return tuple(sorted(distinct(parse_positive, "learning rate")(value)))
+    return tuple(sorted(distinct(parse_positive, "learning rate")(_in_any_order(value))))
 
 
 def parse_targets(value: object) -> str | tuple[str, ...]:
@@ -129,7 +132,7 @@ def parse_targets(value: object) -> str | tuple[str, ...]:
         except ValueError as error:
             raise UserError(f"{shortened(value)} is no regular expression to match with: {error}") from None
         return value
-    return tuple(dict.fromkeys(split_list(value)))
+    return tuple(dict.fromkeys(split_list(_in_any_order(value))))
 
 
 def parse_flag(value: object) -> bool:

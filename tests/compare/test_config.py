@@ -55,7 +55,11 @@ def test_lists_may_come_as_whatever_python_holds_them_in(ranks: list[int]) -> No
     assert config(ranks=range(4, 17, 4)).ranks == (4, 8, 12, 16)
     assert config(ranks=np.array(8)).ranks == (8,)
     assert config(learning_rates=np.array([1e-3, 1e-4])).learning_rates == (1e-4, 1e-3)
-    assert config(target_modules={"v_proj", "q_proj"}).target_modules == ("q_proj", "v_proj")
+    assert config(learning_rates=np.float32(1e-3)).learning_rates == (1e-3,)
+    assert config(full_learning_rates=np.array([1e-4, 1e-3])).full_learning_rates == (1e-4, 1e-3)
+    assert config(report_to=np.array(["wandb"])).report_to == ("wandb",)
+    assert config(target_modules=set("zyxwvutsrq")).target_modules == tuple("qrstuvwxyz")
+    assert "is not one value" in refusal(scalings={"rslora", "alpha/rank"})  # the first of which would answer
 
 
 @given(
@@ -219,6 +223,11 @@ def test_a_files_data_is_found_from_where_the_file_lies(tmp_path: Path) -> None:
         "test": str(tmp_path / "data"),
         "ranks": [4, 8],
     }
+
+
+def test_a_files_names_may_be_merged(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("<<: {ranks: 4, seeds: 2}\n<<: {keep: 0.9}\nranks: 8\n")
+    assert read_config_file(tmp_path / "c.yaml") == {"ranks": 8, "seeds": 2, "keep": 0.9}
 
 
 @pytest.mark.parametrize(

@@ -537,20 +537,22 @@ def test_a_run_that_another_made_meanwhile_is_not_joined(
 def test_one_validation_example_is_refused_and_few_are_told(config: ComparisonConfig) -> None:
     def notes(**changed: Any) -> list[str]:
         prepared = prepare(replace(config, **changed), lambda text, share=None: None)
-        return [note for note in prepared.notes if note.startswith("validation: learning rates are chosen on ")]
+        return [note for note in prepared.notes if note.startswith("validation: what ")]
 
     train, validation = sentences(160, seed=1), sentences(30, seed=2)
     assert notes(validation=validation) == []
     (told,) = notes(validation=validation[:29])
-    assert "chosen on 29 examples, and so partly by chance; give 30 or more" in told
+    assert told.startswith("validation: what 29 examples choose (")
+    assert told.endswith("is partly chance; give 30 or more")
     grouped = {"train": train.assign(doc="a"), "validation": validation.assign(doc=[f"v{i % 7}" for i in range(30)])}
     (told,) = notes(**grouped, test=sentences(60, seed=3).assign(doc=range(60)), group="doc")
-    assert "chosen on 7 groups" in told
+    assert "what 7 groups choose" in told
     assert notes(max_validation_examples=2) != []
     leaked = pd.concat([train[:10], validation[:1]])
     for few in ({"validation": validation[:1]}, {"validation": leaked, "keep_leaked": False}):
         with pytest.raises(UserError, match=r"^validation: 1 example, .*; give at least 2, or better 30$"):
             notes(**few)
+        assert notes(**few, learning_rates=(1e-3,)) == []  # nothing is chosen
 
 
 def test_a_further_scaling_wants_as_many_states_again(config: ComparisonConfig) -> None:

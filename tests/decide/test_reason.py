@@ -86,7 +86,7 @@ def test_what_would_tell_is_said_as_one_types_it(metric: Metric) -> None:
     ],
 )
 def test_every_answer_says_what_to_do(excess: tuple[float, ...], simulated: dict[str, Any], said: str) -> None:
-    assert said in reason(decided(excess, **simulated), "nll")
+    assert said in reason(decided(excess, **simulated), "nll", one_seed=simulated.get("seeds") == 1)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,7 @@ def test_every_answer_says_what_to_do(excess: tuple[float, ...], simulated: dict
     [
         (1.0, "gains 100.00 points over the frozen model on every test example with every seed alike"),
         (0.0, "is no better than the frozen model on every test example with every seed alike"),
+        (-1.0, "loses 100.00 points to the frozen model on every test example with every seed alike"),
     ],
 )
 def test_where_nothing_varies_no_more_seeds_are_asked_for(baseline: float, said: str) -> None:
@@ -101,13 +102,16 @@ def test_where_nothing_varies_no_more_seeds_are_asked_for(baseline: float, said:
     reasons = reason(decision, "accuracy")
     assert said in reasons
     assert "test on other examples or with --metric nll" in reasons
-    assert ("higher learning rates" in reasons) is (baseline == 0)
+    assert ("higher learning rates" in reasons, "lower learning rates" in reasons) == (baseline == 0, baseline < 0)
     assert "seeds" not in reasons
 
 
 def test_one_example_asks_for_more_of_them() -> None:
     decision = decide(np.zeros((2, 3, 1)), np.ones(1), ranks=(8, 16))
-    assert "test on more" in reason(decision, "nll")
+    assert (
+        reason(decision, "nll")
+        == "one test example, or one group that is nearly all of them, tells nothing: test on more"
+    )
 
 
 def test_a_lead_that_grows_asks_for_longer_training_and_for_nothing_else() -> None:

@@ -100,7 +100,9 @@ def sources_of(data: pd.DataFrame, directory: Path) -> list[Any]:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_numbers_with_fractions_are_no_classes(dtype: Any, load: Callable[..., Task], tmp_path: Path) -> None:
     data = numbered("row", [0.0, 1.25, 0.5, 3.0] * 6).astype({"label": dtype})
-    for source in sources_of(data, tmp_path):
+    (tmp_path / "directory").mkdir()
+    data.to_csv(tmp_path / "directory" / "train.csv", index=False)
+    for source in [*sources_of(data, tmp_path), tmp_path / "directory"]:
         said = "column 'label' holds numbers that are not whole, such as 0.5: regression is not supported"
         assert said in refusal(load, source)
 

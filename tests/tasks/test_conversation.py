@@ -131,7 +131,7 @@ def test_tools_are_the_templates_to_write(row: dict[str, Any], kind: Callable[[A
     assert "tools" not in render(row | {"tools": kind(TOOLS)}, tokenizer()).read
 
 
-@pytest.mark.parametrize("nothing", [None, "", [], "[]", float("nan"), np.array([])])
+@pytest.mark.parametrize("nothing", [None, "", [], "[]", "null", "{}", {}, False, float("nan"), np.array([])])
 def test_a_template_that_introduces_tools_hears_nothing_of_none(nothing: Any) -> None:
     made = tokenizer("{% if tools is not none %}{{ 'tools: ' }}{% endif %}" + CHAT_TEMPLATE)
     assert learned({"messages": TWO_TURNS, "tools": nothing}, made) == learned({"messages": TWO_TURNS}, made)
@@ -146,6 +146,22 @@ def test_what_arrow_fills_up_is_no_part_of_a_tool() -> None:
     assert row["tools"][0]["parameters"] == {"a": {"type": "number"}, "b": None}
     whole, _ = learned(row, tokenizer(WITH_TOOLS))
     assert '{"name": "add", "parameters": {"a": {"type": "number"}}}, {"name": "now", "parameters": {}}' in whole
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ("{", "tools is neither a list nor the JSON of one"),
+        ("[" * 100_000, "tools is neither a list nor the JSON of one"),
+        (["add"], "tools is not a list of objects"),
+        ('{"name": "add"}', "tools is not a list of objects"),
+    ],
+)
+def test_tools_that_are_none_are_refused_by_a_template_with_a_place_for_them(tools: Any, reason: str) -> None:
+    row = {"messages": TWO_TURNS, "tools": tools}
+    with pytest.raises(BadExample, match=reason):
+        render(row, tokenizer(WITH_TOOLS))
+    assert learned(row, tokenizer()) == learned({"messages": TWO_TURNS}, tokenizer())
 
 
 def test_a_template_for_tools_is_taken_where_there_are_some() -> None:
@@ -194,13 +210,13 @@ def test_a_turn_that_the_template_leaves_out_later_is_not_learned() -> None:
         ({"messages": "[" * 100_000}, "messages is not a list of messages"),
         ({"messages": [5]}, "message 1 of messages has no role and content that are text"),
         ({"messages": said(("assistant", "hello"))}, r"the chat template refuses it \(it begins with the user\)"),
-        ({"messages": TWO_TURNS, "tools": "{"}, "tools is neither a list nor the JSON of one"),
-        ({"messages": TWO_TURNS, "tools": "[" * 100_000}, "tools is neither a list nor the JSON of one"),
-        ({"messages": TWO_TURNS, "tools": ["add"]}, "tools is not a list of objects"),
-        ({"messages": TWO_TURNS, "tools": '{"name": "add"}'}, "tools is not a list of objects"),
         ({"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": 0}]}, "every turn of the assistant has weight 0"),
         (
             {"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": 0.5}]},
+            "message 2 of messages has a weight that is neither 0 nor 1",
+        ),
+        (
+            {"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": np.zeros(2)}]},
             "message 2 of messages has a weight that is neither 0 nor 1",
         ),
         ({"instruction": "a", "input": "", "output": "b", "system": ["c"]}, "system is not text"),

@@ -199,7 +199,7 @@ def _recommend(
     chosen = of_rank.get(decision.rank or 0)
     guards: tuple[Guard, ...] = ()
     largest = stopped in ("memory", "rank limit")
-    why = reason(decision, config.metric, grouped=data.groups is not None, largest=largest)
+    why = reason(decision, config.metric, one_seed=config.seeds == 1, grouped=data.groups is not None, largest=largest)
     if chosen is not None:
         guards = _guards(config.metric, decision, chosen.rank, scores, baseline, data)
         warnings = [_warning(guard, decision.verdicts[-1].rank) for guard in guards if guard.worse]

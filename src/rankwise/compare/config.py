@@ -30,6 +30,7 @@ from rankwise.values import (
     parse_share,
     parse_targets,
     parse_text,
+    split_list,
     whole_number,
 )
 
@@ -65,11 +66,11 @@ def _alpha(value: object) -> AlphaRule:
 
 
 def _full_rates(value: object) -> tuple[float, ...] | None:
-    return None if value == "none" else parse_rates(value)
+    return None if isinstance(value, str) and value == "none" else parse_rates(value)
 
 
 def _trackers(value: object) -> tuple[TrackerName, ...]:
-    names = distinct(one_of("none", *get_args(TrackerName)), "tracker")("none" if value in ((), []) else value)
+    names = distinct(one_of("none", *get_args(TrackerName)), "tracker")(split_list(value) or "none")
     if "none" in names and len(names) > 1:
         raise UserError("none and others are both given: leave one out")
     return tuple(name for name in names if name != "none")

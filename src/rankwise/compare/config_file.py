@@ -39,7 +39,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the names of options are texts: {shortened(list(values))}")
     # Of the same name twice PyYAML keeps the last, without a word.
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    names = [name.value.replace("-", "_") for name, _ in pairs]
+    keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+    names = [key.value.replace("-", "_") for key in keys]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{path}: {twice.replace('_', '-')} is given twice; leave one out")
     # A file may have come from somebody else; what runs their code is the user's own word.

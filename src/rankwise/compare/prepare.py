@@ -77,14 +77,16 @@ class Prepared:
 
     @property
     def _few_validated(self) -> list[str]:
+        if not _chooses(self.config):
+            return []
         split = self.task.validation
         what = "examples" if split.groups is None else "groups"
         count = len(split if split.groups is None else set(split.groups.tolist()))
         if count >= _FEW_VALIDATED:
             return []
         return [
-            f"validation: learning rates are chosen on {count} {what}, and so partly by chance; give {_FEW_VALIDATED} "
-            "or more"
+            f"validation: what {count} {what} choose (learning rates, the next rank of a ladder or escalation) is "
+            f"partly chance; give {_FEW_VALIDATED} or more"
         ]
 
     @property
@@ -139,10 +141,10 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
         raise UserError(
             f"batch-size: {config.batch_size:,} is more than the {len(task.train):,} training examples; give no more"
         )
-    if len(task.validation) < _FEWEST_VALIDATED:
+    if _chooses(config) and len(task.validation) < _FEWEST_VALIDATED:
         raise UserError(
-            f"validation: {len(task.validation)} example, without those that also occur in train, is too few to choose "
-            f"learning rates by; give at least {_FEWEST_VALIDATED}, or better {_FEW_VALIDATED}"
+            f"validation: {len(task.validation)} example, without those that also occur in train, "
+            f"is too few to choose by; give at least {_FEWEST_VALIDATED}, or better {_FEW_VALIDATED}"
         )
     tell("loading the base model")
     base = base_for(config, model, task)
@@ -170,6 +172,11 @@ def prepare(config: ComparisonConfig, tell: Tell) -> Prepared:
     )
     names = _names(base, targets) if left_out else config.target_modules
     return Prepared(config, base, task, targets, settings, packable(base, targets), names, left_out)
+
+
+def _chooses(config: ComparisonConfig) -> bool:
+    """Whether anything that is trained is chosen by validation."""
+    return len(config.learning_rates) > 1 or config.strategy != "grid"
 
 
 def _targets(config: ComparisonConfig, base: BaseModel) -> tuple[tuple[LinearLayer, ...], tuple[str, ...]]:

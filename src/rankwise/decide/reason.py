@@ -8,15 +8,18 @@ from rankwise.decide.verdict import Decision, RankVerdict
 from rankwise.records import Interval, Metric, Needed
 
 
-def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest: bool = False) -> str:
+def reason(
+    decision: Decision, metric: Metric, *, one_seed: bool = False, grouped: bool = False, largest: bool = False
+) -> str:
     """Why this is the answer: what was shown, how sure, and what would tell where the data cannot.
 
-    `grouped` where examples are of groups, `largest` where no rank above the reference can be trained.
+    `one_seed` where no rank was trained with more, `grouped` where examples are of groups, `largest` where no rank
+    above the reference can be trained.
     """
     verdicts = decision.verdicts
     reference = verdicts[-1].rank
     if decision.rank is None:
-        return _without_rank(decision, metric)
+        return _without_rank(decision, metric, one_seed=one_seed)
     chosen = next(index for index, verdict in enumerate(verdicts) if verdict.rank == decision.rank)
     margin = _margin(decision, metric)
     parts = []
@@ -42,18 +45,23 @@ def reason(decision: Decision, metric: Metric, *, grouped: bool = False, largest
     return "; ".join(parts)
 
 
-def _without_rank(decision: Decision, metric: Metric) -> str:
+def _without_rank(decision: Decision, metric: Metric, *, one_seed: bool) -> str:
     reference, gain = decision.verdicts[-1].rank, decision.gain
     if gain.low is None or gain.high is None:
-        return (
-            "one seed tells nothing, nor do test examples that are one, or nearly all of one group: "
-            "train with --seeds 3 or more, 5 are better, and test on more"
-        )
+        if one_seed:
+            return "one seed tells nothing: train with --seeds 3 or more, 5 are better"
+        return "one test example, or one group that is nearly all of them, tells nothing: test on more"
     if gain.low == gain.high:
-        gains = f"gains {_amount(gain.mean, metric)} over" if gain.mean else "is no better than"
+        gains = "is no better than"
+        if gain.mean:
+            gains = (
+                f"gains {_amount(gain.mean, metric)} over"
+                if gain.mean > 0
+                else f"loses {_amount(-gain.mean, metric)} to"
+            )
         ways = ["test on other examples"]
         ways += ["with --metric nll"] if metric == "accuracy" else []
-        ways += [] if gain.mean else ["train with higher learning rates"]
+        ways += [] if gain.mean > 0 else [f"train with {'lower' if gain.mean else 'higher'} learning rates"]
         return (
             f"r={reference} {gains} the frozen model on every test example with every seed alike, "
             f"and what never varies tells nothing: {' or '.join(ways)}"

@@ -161,7 +161,8 @@ def _render_messages(
             "the data are conversations, and the tokenizer has no chat template to write them with: "
             "give prompt and completion as texts, or a model that is tuned for chat"
         )
-    tools = _tools(row.get("tools"))
+    reads_tools = "tools" in tokenizer.get_chat_template(tools=[])
+    tools = _tools(row.get("tools")) if reads_tools else None
     answers = [index for index, message in enumerate(messages) if index >= first and message["role"] == "assistant"]
     turns = [index for index in answers if messages[index].get("weight") != 0]
     if not turns:
@@ -180,7 +181,7 @@ def _render_messages(
             spans.append((len(before), end))
     if not spans or spans[-1][1] != len(text):
         raise BadExample("the chat template does not begin the assistant's turn as it begins its own")
-    read = frozenset({"tools"} if "tools" in tokenizer.get_chat_template(tools=tools) else ())
+    read = frozenset({"tools"} if reads_tools else ())
     return Rendered(text, tuple(spans), skipped=len(turns) - len(spans), read=read)
 
 
@@ -238,7 +239,10 @@ def _messages(value: Any, column: str) -> list[Message]:
                 raise BadExample(f"message {number} of {column} has no role and content that are text")
             if not is_unicode(text):
                 raise BadExample(f"message {number} of {column} is not valid Unicode (half of a surrogate pair)")
-        if message.get("weight") not in (None, 0, 1):
+        weight = message.get("weight")
+        if message["role"] == "assistant" and not (
+            weight is None or (isinstance(weight, int | float) and weight in (0, 1))
+        ):
             raise BadExample(f"message {number} of {column} has a weight that is neither 0 nor 1")
     # What else a message has (reasoning, calls of tools) is the template's to write.
     return [{key: each for key, each in message.items() if each is not None} for message in value]
@@ -253,6 +257,8 @@ def _tools(value: Any) -> list[Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise BadExample("tools is neither a list nor the JSON of one") from None
+    if isinstance(value, dict | bool | int | None) and not value:
+        return None
     if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(tool, dict) for tool in value):
         raise BadExample("tools is not a list of objects")
     return [_without_nulls(tool) for tool in value] or None

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
@@ -80,9 +80,9 @@ def read_tables(
     given: dict[SplitName, Source | None] = {"train": train, "validation": validation, "test": test}
     if validation is not None or test is not None or not _names_data_set(train):
         return {split: _table(source, shapes, split, damaged) for split, source in given.items() if source is not None}
-    parts = _load_named(str(train), shapes)
+    parts, typed = _load_named(str(train), shapes)
     tables = {
-        split: _part(parts, split, shapes, name=str(train))
+        split: _part(parts, split, shapes, name=str(train), typed=typed)
         for split in given
         if split == "train" or ("train" in parts and split in parts)
     }
@@ -111,7 +111,8 @@ def expanded(source: Source) -> Source:
 def _table(source: Source, shapes: Sequence[Shape], split: SplitName, damaged: list[str] | None = None) -> Table:
     source = expanded(source)
     if _names_data_set(source):
-        return _part(_load_named(str(source), shapes), split, shapes, name=str(source))
+        parts, typed = _load_named(str(source), shapes)
+        return _part(parts, split, shapes, name=str(source), typed=typed)
     return _read(source, shapes, split, damaged)
 
 
@@ -129,8 +130,11 @@ def _names_data_set(source: Source) -> bool:
     return not is_path and path.suffix.lower() not in READERS
 
 
-def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
-    """All splits of a hub data set or a local directory, its CSV files read as text, or of what `datasets` saved."""
+def _load_named(name: str, shapes: Sequence[Shape]) -> tuple[datasets.DatasetDict, bool]:
+    """All splits of a hub data set or a local directory, its CSV files read as text, or of what `datasets` saved.
+
+    With it, whether it tells numbers from texts.
+    """
     import datasets
     from datasets.packaged_modules.csv.csv import CsvConfig
 
@@ -138,7 +142,7 @@ def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is said again in our one line
     try:
         if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
-            return _saved(name)
+            return _saved(name), True
         # It takes its name from the path's last part, which "." does not have.
         place = str(Path(name).resolve()) if Path(name).is_dir() else name
         builder = datasets.load_dataset_builder(place)
@@ -147,7 +151,7 @@ def _load_named(name: str, shapes: Sequence[Shape]) -> datasets.DatasetDict:
             as_text = {"keep_default_na": False, "na_filter": False}
             if builder.config.features is None:
                 as_text["converters"] = {column: str for shape in shapes for column in shape.columns}
-        return datasets.load_dataset(place, **as_text)
+        return datasets.load_dataset(place, **as_text), "converters" not in as_text
     # Loading runs through a hub client, file systems and parsers, each with errors of its own.
     except Exception as error:
         what = (
@@ -172,13 +176,13 @@ def _saved(directory: str) -> datasets.DatasetDict:
     return datasets.DatasetDict(parts)
 
 
-def _part(parts: datasets.DatasetDict, split: SplitName, shapes: Sequence[Shape], *, name: str) -> Table:
+def _part(parts: datasets.DatasetDict, split: SplitName, shapes: Sequence[Shape], *, name: str, typed: bool) -> Table:
     if split not in parts and len(parts) > 1:
         raise UserError(
             f"data set {name} has no {split} split, only {quoted(parts)}; pass the one you mean as a Dataset"
         )
     chosen = split if split in parts else next(iter(parts))
-    return _from_dataset(parts[chosen], shapes, f"{name} ({chosen} split)")
+    return replace(_from_dataset(parts[chosen], shapes, f"{name} ({chosen} split)"), typed=typed)
 
 
 def _hidden(table: Table) -> bool:

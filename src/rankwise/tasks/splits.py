@@ -162,7 +162,7 @@ def notes_on_copies(test: Examples) -> list[str]:
     return [
         f"{np.isin(prints, repeated).sum():,} of {len(test):,} test examples are copies of one another "
         f"(different ones: {len(repeated):,}); limits take them for independent, and are too narrow: remove the "
-        "copies, or keep them together with --group"
+        "copies, or give all of a text one group"
     ]
 
 
