@@ -113,6 +113,19 @@ def test_a_flag_takes_the_place_of_what_a_file_says_otherwise(place: Path, termi
     assert (kept["margin"], kept["keep"], kept["steps"], kept["epochs"]) == (0.01, 0.95, 3, None)
 
 
+def test_a_margin_is_not_read_in_another_unit(place: Path, terminal: Terminal) -> None:
+    (place / "points.yaml").write_text("train: train.csv\nmetric: accuracy\nmargin: 0.05\n")
+    code, _, errors = terminal.run("compare", "points.yaml", "--metric", "nll")
+    assert code == 2
+    assert errors == (
+        "rankwise: metric: the margin of 0.05 is of another one; give --margin, in nats, for nll, or --keep\n"
+    )
+    terminal.succeed(*COMPARE, "--steps", "3", "--run", "runs/metrics", "--metric", "accuracy", "--margin", "0.05")
+    code, _, errors = terminal.run("compare", "--run", "runs/metrics", "--resume", "--metric", "nll")
+    assert (code, "give --margin, in nats" in errors) == (2, True)
+    terminal.succeed("compare", "--run", "runs/metrics", "--resume", "--metric", "nll", "--keep", "0.9")
+
+
 def test_a_configuration_file_takes_every_option_and_flags_override_it(place: Path, terminal: Terminal) -> None:
     (place / "c.yaml").write_text(
         "model: model\ntrain: train.csv\ntext: sentence\nranks: [2, 4]\nlearning-rates: [1.0e-3]\nseeds: 2\n"

@@ -63,8 +63,8 @@ def test_a_mean_hides_no_seed_that_a_rate_has_killed() -> None:
     worse = found | results({(4, rate): [1.2, 1.1] for rate in (1e-4, 1e-3, 1e-2)})
     assert "every seed ended no better than rank 0" in notes_on_training(choose(CONFIG, worse, RANK_0))[0]
     assert notes_on_training(choice)[0] == (
-        "rank 4: at its learning rate, 0.01, seed 1 ended no better than rank 0; "
-        "add lower --learning-rates, or more --steps"
+        "rank 4: at its learning rate, 0.01, seed 1 ended no better than rank 0, by NLL on validation; "
+        "add other --learning-rates, or more --steps"
     )
 
 

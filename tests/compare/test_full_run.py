@@ -87,7 +87,7 @@ def test_forgetting_is_what_the_texts_lose_to_rank_0(finished: RankComparison, c
         assert row.forgetting_low < row.forgetting < row.forgetting_high
     assert finished.full is not None
     assert finished.full.forgetting is not None
-    assert "what is forgotten of other texts" in finished.recommendation.unknown
+    assert "what is forgotten of other texts than those retained" in finished.recommendation.unknown
 
 
 def test_the_table_shows_both_ends_and_what_is_forgotten(finished: RankComparison) -> None:

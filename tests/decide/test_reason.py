@@ -89,6 +89,34 @@ def test_every_answer_says_what_to_do(excess: tuple[float, ...], simulated: dict
     assert said in reason(decided(excess, **simulated), "nll", one_seed=simulated.get("seeds") == 1)
 
 
+def test_between_two_ranks_far_apart_there_is_one_to_try() -> None:
+    losses, baseline = comparison(np.random.default_rng(0), (0.3, 0.0))
+    said = reason(decide(losses, baseline, ranks=(1, 4), resamples=200), "nll")
+    assert said.endswith("nats: try r=2, between them, and try r=8 as well")
+
+
+def test_a_verdict_that_counts_how_unsure_the_margin_is_says_so() -> None:
+    """Examples of twice the gain lose twice as much: a share of it that is well known, where loss and gain are not."""
+    gains = np.random.default_rng(0).exponential(1.0, 60)
+    noise = np.random.default_rng(1).normal(0, 0.02, (3, 60))
+    losses = np.stack([0.08 * gains + noise, np.zeros((3, 60))])
+    decision = decide(losses, gains, ranks=(4, 8), resamples=200)
+    least = limits(decision, 4)[0]
+    assert decision.margin is not None
+    assert least > 0
+    assert decision.verdicts[0].verdict == "underfits"
+    said = "and, 95 % sure, keeps less than 95 % of the gain over rank 0 whatever that is"
+    assert (said in reason(decision, "nll")) is (least <= decision.margin)
+    assert said in reason(replace(decision, margin=least), "nll")
+    assert said not in reason(replace(decision, margin=0.99 * least), "nll")
+
+
+@pytest.mark.parametrize(("margin", "share"), [(0.03, "12 %"), (0.5, "200 %"), (30.0, "12,000 %")])
+def test_a_margin_is_a_share_of_the_gain_in_plain_figures(margin: float, share: str) -> None:
+    decision = replace(decided((0.0, 0.0)), margin=margin, keep=1 - margin / 0.25)
+    assert f", {share} of its gain over rank 0" in reason(decision, "nll")
+
+
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rankwise import RunError, UserError, resize_adapter
 from rankwise.base.load import load_base
+from rankwise.base.quantize import can_quantize
 from rankwise.compare.config import ComparisonConfig
 from rankwise.compare.run import run_rank_comparison
 from rankwise.decide.interval import over_examples
@@ -202,6 +203,19 @@ def test_test_examples_that_the_run_was_trained_on_are_told(tmp_path: Path, monk
     assert why.startswith(f"{unknown}{tmp_path / 'train.csv'}: no column 'sentence'")
     (tmp_path / "train.csv").unlink()
     assert leaks(fresh) == []
+
+
+@pytest.mark.skipif(not can_quantize(), reason="bitsandbytes is not here")
+def test_a_base_in_four_bits_scores_as_in_the_run(tmp_path: Path) -> None:
+    """Of a width that bitsandbytes' kernels for models in eval() do not take."""
+    config = tiny_comparison(tmp_path / "base", learning_rates=(1e-2,), seeds=1, steps=4, quantize="nf4")
+    save_model(tmp_path / "base", "bert", hidden_size=48, intermediate_size=80)
+    with given_costs():
+        run = run_rank_comparison(config, run=tmp_path / "run").run
+    (trial,) = run.glob("trials/r4-*")
+    measured = resize_adapter(trial, tmp_path / "out", rank=1, test=config.test).measured
+    assert measured is not None
+    assert measured.nll_before == pytest.approx(pd.read_parquet(trial / "scores.parquet")["nll"].mean(), abs=1e-5)
 
 
 def test_the_base_model_is_left_as_it_was(tmp_path: Path) -> None:

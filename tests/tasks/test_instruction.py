@@ -112,7 +112,10 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     lengths = np.concatenate([split.input_ids.lengths for split in (task.train, task.validation, task.test)])
     assert lengths.max() == 64
     assert "1 examples are longer than 64 tokens: their prompts lost the beginning" in task.notes
-    assert "1 completions are too long for 64 tokens and lost their end" in task.notes
+    cut = "1 completions are too long for 64 tokens and lost their end"
+    assert cut in task.notes
+    exact = load(tmp_path / "train.jsonl", exact=True)
+    assert f"{cut}, so that they count as exact without it" in exact.notes
     learned = sum(
         int(split.learned.flat.sum()) for split in (task.train, task.validation, task.test) if split.learned is not None
     )

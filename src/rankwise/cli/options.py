@@ -77,6 +77,11 @@ def configured(file: Path | None, options: Mapping[str, Any], *, begun: Path | N
     for pair in _OVERRIDE_EACH_OTHER:
         if given := options.keys() & pair:
             values = {name: value for name, value in values.items() if name in given or name not in pair}
+    before = values.get("metric", ComparisonConfig.default("metric"))
+    metric = options.get("metric", before)
+    if "margin" in values and "margin" not in options and metric != before:
+        unit = "a share of 1, for accuracy" if metric == "accuracy" else "in nats, for nll"
+        raise UserError(f"metric: the margin of {values['margin']} is of another one; give --margin, {unit}, or --keep")
     if options.get("backend") == "local":
         values.pop("address", None)
     values |= options

@@ -207,7 +207,8 @@ def _recommend(
     smallest = min(of_rank)
     retained = of_rank[smallest].retained_nll is not None
     measurable = config.task == "instruction" and not retained
-    forgets = "what is forgotten of other texts" + (": not measured, --retain would" if measurable else "")
+    forgets = f"what is forgotten of other texts{' than those retained' if retained else ''}"
+    forgets += ": not measured, --retain would" if measurable else ""
     unknown = ["other tasks, data and base models", "longer training", forgets]
     if choice.following:
         unknown.insert(0, f"other learning rates at rank {', '.join(map(str, choice.following))}")

@@ -106,9 +106,11 @@ def _notes_on_failures(choice: Choice) -> Iterator[str]:
                 seeds = "every seed"
             else:
                 seeds = f"{'seed' if len(failed) == 1 else 'seeds'} {_listed([trial.seed for trial in failed])}"
+            rate = trials[0].learning_rate
+            lower = "lower" if rate == _tried(choice.results, rank)[0] else "other"
             yield (
-                f"rank {rank}: at its learning rate, {trials[0].learning_rate:g}, {seeds} ended no better than "
-                "rank 0; add lower --learning-rates, or more --steps"
+                f"rank {rank}: at its learning rate, {rate:g}, {seeds} ended no better than rank 0, by NLL on "
+                f"validation; add {lower} --learning-rates, or more --steps"
             )
 
 

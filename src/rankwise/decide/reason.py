@@ -113,8 +113,17 @@ def _next_below(decision: Decision, chosen: int, metric: Metric, *, grouped: boo
             )
         return told if decision.growing else f"{told}; {_would_tell(decision.needed, grouped=grouped)}"
     if decision.status == "not_plateaued" and not any(below.rank < rank < reference for rank in decision.missing):
-        return f"r={below.rank} {loses}: {_larger(decision, below.rank, largest=largest)}"
-    return f"r={below.rank} {loses}"
+        return f"r={below.rank} {loses}{_even_so(decision, below)}: {_larger(decision, below.rank, largest=largest)}"
+    return f"r={below.rank} {loses}{_even_so(decision, below)}"
+
+
+def _even_so(decision: Decision, verdict: RankVerdict) -> str:
+    """Why a rank underfits that may lose less than the margin: this is a share of a gain that varies with the loss."""
+    least = _loss(verdict.difference).low
+    assert least is not None
+    if decision.keep is None or decision.margin is None or least > decision.margin:
+        return ""
+    return f" and, 95 % sure, keeps less than {100 * decision.keep:.3g} % of the gain over rank 0 whatever that is"
 
 
 def _not_called_too_small(decision: Decision) -> str:
@@ -130,9 +139,9 @@ def _larger(decision: Decision, below: int, *, largest: bool) -> str:
     reference = decision.verdicts[-1].rank
     if above := [rank for rank in decision.missing if rank > reference]:
         return f"{_ranks(above)} may gain more, but no loss there is finite: lower learning rates"
-    if reference > 2 * below:
-        return f"try r={reference // 2}, between them"
-    return "no larger rank can be trained" if largest else f"try r={2 * reference} as well"
+    between = [f"try r={reference // 2}, between them"] if reference > 2 * below else []
+    larger = "no larger rank can be trained" if largest else f"try r={2 * reference} as well"
+    return ", and ".join([*between, larger])
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -174,8 +183,13 @@ def _doubts(decision: Decision) -> list[str]:
 
 def _margin(decision: Decision, metric: Metric) -> str:
     assert decision.margin is not None
-    share = "" if decision.keep is None else f", {100 * (1 - decision.keep):.2g} % of its gain over rank 0"
+    share = "" if decision.keep is None else f", {_percent(1 - decision.keep)} % of its gain over rank 0"
     return f"margin {_amount(decision.margin, metric)}{share}"
+
+
+def _percent(share: float) -> str:
+    """In two digits, or as many as there are before the point."""
+    return f"{100 * share:.2g}" if share < 0.995 else f"{100 * share:,.0f}"
 
 
 def _loss(difference: Interval) -> Interval:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
+from torch import nn
 
 from rankwise.base.model import BaseModel
 from rankwise.decide.interval import over_examples
@@ -66,7 +67,10 @@ def _loaded(adapter: Path, base: BaseModel) -> Iterator[None]:
             # PEFT has no error of its own for what does not fit.
             except Exception as error:
                 raise UserError(f"adapter {adapter} does not fit {base.name}: {reason_of(error)}") from error
-        base.model.eval()  # adapters have dropout of their own
+        # Adapters have dropout of their own. In eval() bitsandbytes would lay its weights out anew, for other kernels.
+        for module in base.model.train().modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
         yield
     finally:
         # PEFT's own unloading leaves heads and embeddings as the adapter has them.

@@ -60,7 +60,7 @@ def build_learned_task(
         validation=parts.get("validation", parts["test"]),
         test=parts["test"],
         pad_token_id=tokenizer.pad_token_id,
-        notes=(*notes, *_lengths(parts, cut, max_length)),
+        notes=(*notes, *_lengths(parts, cut, max_length, exact=exact)),
         exact=exact,
     )
 
@@ -193,7 +193,7 @@ def _kept(ids: Sequence[int], marks: Sequence[int], max_length: int, bos: int | 
     return [*range(first), *range(first + dropped, len(ids))][:max_length]
 
 
-def _lengths(splits: dict[SplitName, Split], cut: Cut, max_length: int) -> list[str]:
+def _lengths(splits: dict[SplitName, Split], cut: Cut, max_length: int, *, exact: bool) -> list[str]:
     """What a user should know of the lengths."""
     total = sum(len(split) for split in splits.values())
     tokens = sum(len(split.input_ids.flat) for split in splits.values())
@@ -204,5 +204,8 @@ def _lengths(splits: dict[SplitName, Split], cut: Cut, max_length: int) -> list[
     if cut.prompts:
         notes.append(f"{cut.prompts:,} examples are longer than {max_length} tokens: their prompts lost the beginning")
     if cut.completions:
-        notes.append(f"{cut.completions:,} completions are too long for {max_length} tokens and lost their end")
+        without = ", so that they count as exact without it" if exact else ""
+        notes.append(
+            f"{cut.completions:,} completions are too long for {max_length} tokens and lost their end{without}"
+        )
     return notes
