@@ -52,6 +52,23 @@ def is_in_memory(value: object) -> bool:
     return isinstance(value, str) and value.endswith(_IN_MEMORY)
 
 
+def located(values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The options, with the data and the model that lie in a directory found there, if it is another than this one."""
+    if directory == Path() or (_exists(directory) and directory.samefile(Path())):
+        return values
+    marks = {**dict.fromkeys(DATA, ""), "model": "config.json"}
+    given = {name: values[name] for name in marks if isinstance(values.get(name), str) and values[name]}
+    places = {name: directory / value for name, value in given.items()}
+    return values | {name: str(place) for name, place in places.items() if _exists(place / marks[name])}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file could have
+        return False
+
+
 def _source(value: object) -> Source:
     return parse_text(value) if isinstance(value, str) or value is None else value
 

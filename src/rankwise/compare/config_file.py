@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rankwise.compare.config import DATA, ComparisonConfig
+from rankwise.compare.config import DATA, ComparisonConfig, located
 from rankwise.errors import RunError, UserError, reason_of, shortened
 
 _LONGEST, _MOST_OPEN = 100_000, 50
@@ -80,23 +80,6 @@ def begun_with(description: Mapping[str, Any]) -> dict[str, Any]:
     of_bases = {name: ComparisonConfig.default(name) for name in ("dtype", "quantize")}
     bases = description.get("bases")
     return {**description["config"], **({} if bases is None else {**of_bases, "bases": bases})}
-
-
-def located(values: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The options, with the data and the model that lie in a directory found there, if it is another than this one."""
-    if directory == Path() or (_exists(directory) and directory.samefile(Path())):
-        return values
-    marks = {**dict.fromkeys(DATA, ""), "model": "config.json"}
-    given = {name: values[name] for name in marks if isinstance(values.get(name), str) and values[name]}
-    places = {name: directory / value for name, value in given.items()}
-    return values | {name: str(place) for name, place in places.items() if _exists(place / marks[name])}
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # no name that a file could have
-        return False
 
 
 def _most_open(text: str) -> int:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.base.load import load_tokenizer
 from rankwise.base.model import BaseModel
-from rankwise.compare.config import ComparisonConfig
-from rankwise.compare.config_file import located
+from rankwise.compare.config import ComparisonConfig, located
 from rankwise.compare.prepare import base_for, load_task, model_of
 from rankwise.errors import RunError, UserError, shortened
 from rankwise.lora.peft_files import PREFIX, AdapterFiles, open_weights
