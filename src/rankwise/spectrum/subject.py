@@ -107,12 +107,12 @@ def _notes_on_leaks(known: _Known, task: Task, tokenizer: PreTrainedTokenizerBas
     unknown = "whether the run was trained on some of these examples is not known: "
     try:
         seen = load_task(replace(begun, retain=None), tokenizer)
+        if seen.train.fingerprint() != known.trained_on:
+            return [f"{unknown}{begun.train} has changed since"]
+        if known.config.max_length != begun.max_length:
+            seen = load_task(replace(begun, retain=None, max_length=known.config.max_length), tokenizer)
     except UserError as error:
         return [f"{unknown}{error}"]
-    if seen.train.fingerprint() != known.trained_on:
-        return [f"{unknown}{begun.train} has changed since"]
-    if known.config.max_length != begun.max_length:
-        seen = load_task(replace(begun, retain=None, max_length=known.config.max_length), tokenizer)
     rows = {split.input_ids[row].tobytes() for split in (seen.train, seen.validation) for row in range(len(split))}
     found = sum(task.test.input_ids[row].tobytes() in rows for row in range(len(task.test)))
     if not found:
